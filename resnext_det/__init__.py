@@ -1,0 +1,52 @@
+"""ResNeXt (Xie et al., CVPR 2017) for Detectron2.
+
+Importing this package registers the ResNeXt backbones, the C4 RoI head, the datasets
+`coco_trainval35k`, `coco_minival`, `shapes_train` and `shapes_minival`, and the weights of the
+shipped configs (`resnext_det://...`) with Detectron2. It reads no file and touches no network.
+"""
+
+import sys
+import warnings
+
+try:
+    with warnings.catch_warnings():  # deprecations inside Detectron2, for its maintainers to mend
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        import detectron2.modeling  # noqa: F401
+except ImportError as error:
+    # `python -m resnext_det.doctor` imports this package first and must run without Detectron2.
+    if "resnext_det.doctor" not in sys.orig_argv:
+        from .doctor import detectron2_command
+
+        raise ImportError(
+            f"resnext_det needs Detectron2 ({error}). Install it with: {detectron2_command()}"
+        ) from error
+else:
+    from .config import add_resnext_config, get_cfg, register_training_keys
+    from .data import register_datasets
+    from .modeling import (
+        ResNeXt,
+        ResNeXtRes5ROIHeads,
+        build_resnext_backbone,
+        build_resnext_fpn_backbone,
+        build_retinanet_resnext_fpn_backbone,
+    )
+    from .variants import Variant
+    from .weights import register_weights
+
+    register_training_keys()
+    register_datasets()
+    register_weights()
+
+    __all__ = [
+        "ResNeXt",
+        "ResNeXtRes5ROIHeads",
+        "Variant",
+        "add_resnext_config",
+        "build_resnext_backbone",
+        "build_resnext_fpn_backbone",
+        "build_retinanet_resnext_fpn_backbone",
+        "get_cfg",
+    ]
+
+__version__ = "0.1.0"

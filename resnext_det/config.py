@@ -1,0 +1,160 @@
+"""Detectron2's config with our few keys, the shipped config files, and errors for mistyped keys."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.config.defaults import _C as DETECTRON2_DEFAULTS
+
+from .errors import UserError
+
+# Keys that Detectron2 lacks, with their defaults. They steer training alone; a model is built from
+# Detectron2's keys. At its default a key stays out of a saved config.yaml.
+TRAINING_KEYS = {
+    "SOLVER.OPTIMIZER": "SGD",  # or "AdamW"
+}
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def register_training_keys() -> None:
+    """Let stock `detectron2.config.get_cfg()` read a config.yaml that sets one of our keys.
+
+    There the key is skipped with a warning by yacs: it would have no effect on the model.
+    """
+    for key in TRAINING_KEYS:
+        DETECTRON2_DEFAULTS.register_deprecated_key(key)
+
+
+def add_resnext_config(cfg: CfgNode) -> None:
+    """Add our keys, with their defaults, to a config made by Detectron2's `get_cfg()`."""
+    for key, default in TRAINING_KEYS.items():
+        node, leaf = _locate(cfg, key)
+        node[leaf] = default
+
+
+def get_cfg(name: str | None = None) -> CfgNode:
+    """Return a new config, Detectron2's defaults plus ours.
+
+    Args:
+        name: a shipped config, e.g. "faster_rcnn_X50_32x4d" or
+            "quick/faster_rcnn_X26_8x4d_FPN"; None for the defaults alone.
+
+    Raises:
+        UserError: (a ValueError) if no shipped config has that name.
+    """
+    cfg = get_detectron2_cfg()
+    add_resnext_config(cfg)
+    if name is not None:
+        cfg.merge_from_file(str(config_path(name)))
+    return cfg
+
+
+def config_dir() -> Path:
+    """The folder of the shipped configs: inside a wheel, or at the top of a checkout."""
+    packaged = _PACKAGE / "configs"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "configs"
+
+
+def config_names() -> list[str]:
+    """Names of all shipped configs that describe an experiment, for `get_cfg`."""
+    root = config_dir()
+    files = sorted(p for p in root.rglob("*.yaml") if not p.name.startswith("Base-"))
+    return [str(p.relative_to(root).with_suffix("")) for p in files]
+
+
+def config_path(name: str) -> Path:
+    """Find a shipped config by name, with or without `.yaml`.
+
+    Raises:
+        UserError: (a ValueError) if there is none, with the nearest names.
+    """
+    name = name.removesuffix(".yaml")
+    if name not in config_names():
+        raise UserError(f"no shipped config is named {name!r}{_suggest(name, config_names())}")
+    return config_dir() / f"{name}.yaml"
+
+
+def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """Read a config file and apply `KEY VALUE` overrides from a command line.
+
+    Args:
+        config_file: a path, or the name of a shipped config.
+        overrides: keys and values in turn, e.g. ["SOLVER.BASE_LR", "0.01"].
+
+    Raises:
+        UserError: for a file that is absent or not readable as a config, an unknown key (with the
+            nearest one), a value of the wrong type, or a command-line flag among the overrides.
+    """
+    path = Path(config_file)
+    if not path.is_file():
+        try:
+            path = config_path(config_file)
+        except UserError as error:
+            raise UserError(f"config file {config_file!r} does not exist, and {error}") from None
+    cfg = get_cfg()
+    try:
+        cfg.merge_from_file(str(path))
+    except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
+        raise UserError(f"{path}: {_explain(error, cfg)}") from error
+    _apply_overrides(cfg, overrides)
+    return cfg
+
+
+def dump_config(cfg: CfgNode) -> str:
+    """Print `cfg` as YAML without those of our keys that are at their defaults."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key, default in TRAINING_KEYS.items():
+        node, leaf = _locate(cfg, key)
+        if node.get(leaf, default) == default:
+            node.pop(leaf, None)
+    return cfg.dump()
+
+
+def _apply_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
+    for word in overrides:
+        if word.startswith("--"):
+            raise UserError(f"{word} stands after the KEY VALUE overrides: put flags before them")
+    if len(overrides) % 2:
+        raise UserError(f"override {overrides[-1]!r} has no value: write KEY VALUE pairs")
+    known = set(_leaf_keys(cfg))
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        if key not in known:
+            raise UserError(f"unknown config key {key!r}{_suggest(key, known)}")
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, AssertionError) as error:
+            raise UserError(f"config key {key}: {_explain(error, cfg)}") from error
+
+
+def _explain(error: Exception, cfg: CfgNode) -> str:
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    prefix = "Non-existent config key: "
+    if text.startswith(prefix):
+        key = text.removeprefix(prefix)
+        return f"unknown config key {key!r}{_suggest(key, _leaf_keys(cfg))}"
+    return text
+
+
+def _locate(cfg: CfgNode, key: str) -> tuple[CfgNode, str]:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        cfg = cfg[parent]
+    return cfg, leaf
+
+
+def _leaf_keys(cfg: CfgNode, prefix: str = "") -> Iterable[str]:
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from _leaf_keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(nearest)}?" if nearest else ""

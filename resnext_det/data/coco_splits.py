@@ -1,0 +1,135 @@
+"""The paper's COCO splits, `coco_trainval35k` and `coco_minival`, on either layout of the files.
+
+minival holds the images of val2017 and trainval35k those of train2017; only file names and folders
+differ. So the same config runs on a 2014 tree with the minival annotation files and on a 2017 tree.
+"""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of the paper's splits.
+
+    Attributes:
+        layouts: for each layout, pairs of an image folder and an annotation file below `coco/`; the
+            images of all pairs together are the split.
+        num_images: images in the full split.
+    """
+
+    layouts: dict[str, tuple[tuple[str, str], ...]]
+    num_images: int
+
+
+# Image counts: Appendix B (82,783 + 35,504, and 5,000).
+SPLITS = {
+    "coco_trainval35k": Split(
+        {
+            "2014": (
+                ("train2014", "annotations/instances_train2014.json"),
+                ("val2014", "annotations/instances_valminusminival2014.json"),
+            ),
+            "2017": (("train2017", "annotations/instances_train2017.json"),),
+        },
+        118_287,
+    ),
+    "coco_minival": Split(
+        {
+            "2014": (("val2014", "annotations/instances_minival2014.json"),),
+            "2017": (("val2017", "annotations/instances_val2017.json"),),
+        },
+        5_000,
+    ),
+}
+
+
+def datasets_root() -> Path:
+    """The folder of all data sets: `$DETECTRON2_DATASETS`, by default `datasets`, as in Detectron2."""
+    return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+
+
+def find_split(name: str, coco: Path) -> tuple[tuple[Path, Path], ...]:
+    """Find the files of a split below a COCO folder; the 2014 layout wins where both are there.
+
+    Args:
+        name: a key of `SPLITS`.
+        coco: the folder that holds `annotations/` and the image folders.
+
+    Returns:
+        Pairs of an image folder and an annotation file.
+
+    Raises:
+        UserError: if neither layout is complete, naming each path that was looked for.
+    """
+    looked_for = []
+    for layout, pairs in SPLITS[name].layouts.items():
+        found = tuple((coco / images, coco / annotations) for images, annotations in pairs)
+        missing = [str(p.relative_to(coco)) for pair in found for p in pair if not p.exists()]
+        if not missing:
+            return found
+        looked_for.append(f"{layout} layout lacks {', '.join(missing)}")
+    raise UserError(
+        f"dataset {name} is not at {coco.absolute()} ({'; '.join(looked_for)}): set "
+        "DETECTRON2_DATASETS to the folder that holds coco/"
+    )
+
+
+def load_coco_file(json_file: Path, image_root: Path, dataset_name: str) -> list[dict]:
+    """Read a COCO annotation file in Detectron2's dataset format.
+
+    Raises:
+        UserError: if the file is not COCO JSON, or lists other categories than the dataset has.
+    """
+    try:
+        return load_coco_json(str(json_file), str(image_root), dataset_name)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise UserError(f"{json_file} is not a COCO annotation file: {error!r}") from error
+    except AssertionError as error:
+        if "thing_classes" not in str(error):
+            raise
+        raise UserError(f"{json_file} lists other categories than {dataset_name} has") from error
+
+
+def load_split(name: str) -> list[dict]:
+    """Load a split in Detectron2's dataset format and record its files in its metadata.
+
+    Raises:
+        UserError: if the files are absent or not readable.
+    """
+    pairs = find_split(name, datasets_root() / "coco")
+    records = [r for images, file in pairs for r in load_coco_file(file, images, name)]
+    if len(records) != SPLITS[name].num_images:
+        logger.warning(
+            "%s has %d images here, not the %d of the full split: "
+            "its AP is not comparable with published ones",
+            name,
+            len(records),
+            SPLITS[name].num_images,
+        )
+    if len(pairs) == 1:
+        images, file = pairs[0]
+        # vars(): Metadata refuses a second value, but the tree may move within one process
+        vars(MetadataCatalog.get(name)).update(json_file=str(file), image_root=str(images))
+    return records
+
+
+def register_coco_splits() -> None:
+    """Register both splits with Detectron2, with COCO's 80 classes; files are read when loaded."""
+    coco_metadata = MetadataCatalog.get("coco_2017_val").as_dict()
+    for key in ("name", "json_file", "image_root"):
+        coco_metadata.pop(key)
+    for name in SPLITS:
+        if name not in DatasetCatalog:
+            DatasetCatalog.register(name, lambda name=name: load_split(name))
+            MetadataCatalog.get(name).set(**coco_metadata)

@@ -1,0 +1,22 @@
+"""Detectron2's dataset mapper with an error that names the image."""
+
+from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import SizeMismatchError
+from PIL import Image
+
+from ..errors import UserError
+
+
+class NamingDatasetMapper(DatasetMapper):
+    """`DatasetMapper` that says which image cannot be read.
+
+    Raises:
+        UserError: for an image that is absent, damaged, or of another size than annotated.
+    """
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        try:
+            return super().__call__(dataset_dict)
+        except (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"cannot read image {dataset_dict['file_name']}: {reason}") from error

@@ -1,0 +1,127 @@
+"""Everything before the first iteration: config, device, checks, logs, seeds."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from ..config import dump_config, load_config
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_OPTIMIZERS = ("SGD", "AdamW")
+
+
+def prepare(args: argparse.Namespace) -> CfgNode:
+    """Turn command-line arguments into a frozen config, and set up logs and random seeds.
+
+    Writes `OUTPUT_DIR/config.yaml` and `log.txt`; the console gets our own lines and warnings,
+    the log file everything.
+
+    Raises:
+        UserError: for whatever in the config cannot work on this machine or data set.
+    """
+    if not args.config_file:
+        raise UserError("--config-file is missing, e.g. configs/faster_rcnn_X50_32x4d.yaml")
+    cfg = load_config(args.config_file, args.opts)
+    fell_back = _choose_device(cfg, args.opts)
+    check_config(cfg)
+    cfg.freeze()
+    _set_up_logs(cfg.OUTPUT_DIR)
+    if fell_back:
+        logger.warning("no GPU is visible: running on the CPU (MODEL.DEVICE cpu)")
+    logger.debug("environment:\n%s", collect_env_info())
+    logger.debug("arguments: %s", args)
+    if comm.is_main_process():
+        _write_config(cfg)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    return cfg
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Refuse what could only fail later or give wrong results.
+
+    Raises:
+        UserError: for an unknown optimiser or device setting, a batch that the processes cannot
+            share, or a number of classes that is not the data set's.
+    """
+    processes = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} (the total) cannot be shared by "
+            f"{processes} processes: use a multiple of {processes}"
+        )
+    if cfg.SOLVER.OPTIMIZER not in _OPTIMIZERS:
+        raise UserError(
+            f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r} is not one of {', '.join(_OPTIMIZERS)}"
+        )
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        raise UserError("SOLVER.AMP.ENABLED True needs a GPU: set it to False on the CPU")
+    _check_classes(cfg)
+
+
+def _check_classes(cfg: CfgNode) -> None:
+    key = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    configured = cfg.MODEL[key].NUM_CLASSES
+    if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "RetinaNet"):
+        return
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes is not None and len(classes) != configured:
+            shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+            raise UserError(
+                f"dataset {name} has {len(classes)} classes ({shown}), MODEL.{key}.NUM_CLASSES is "
+                f"{configured}: set MODEL.{key}.NUM_CLASSES {len(classes)}"
+            )
+
+
+def _choose_device(cfg: CfgNode, overrides: list[str]) -> bool:
+    """Use the CPU where no GPU is visible, unless the command line asks for a GPU.
+
+    Returns:
+        Whether the config's device was replaced.
+    """
+    if torch.cuda.is_available() or not cfg.MODEL.DEVICE.startswith("cuda"):
+        return False
+    if "MODEL.DEVICE" in overrides[::2]:
+        raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: no GPU is visible to torch")
+    cfg.MODEL.DEVICE = "cpu"
+    return True
+
+
+def _set_up_logs(output_dir: str) -> None:
+    rank = comm.get_rank()
+    if comm.is_main_process():
+        try:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"OUTPUT_DIR {output_dir} cannot be made: {error}") from error
+    comm.synchronize()
+    ours = setup_logger(output_dir, rank, name="resnext_det", abbrev_name="resnext_det")
+    for handler in ours.handlers:
+        if getattr(handler, "stream", None) is sys.stdout:
+            handler.setLevel(logging.INFO)
+    console = logging.StreamHandler(sys.stdout)
+    console.setLevel(logging.WARNING)
+    console.setFormatter(logging.Formatter("%(name)s %(levelname)s: %(message)s"))
+    for name in ("detectron2", "fvcore"):
+        theirs = setup_logger(output_dir, rank, name=name, configure_stdout=False)
+        if rank == 0 and console not in theirs.handlers:
+            theirs.addHandler(console)
+
+
+def _write_config(cfg: CfgNode) -> None:
+    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    temporary = path.with_name(".config.yaml")
+    temporary.write_text(dump_config(cfg), encoding="utf-8")
+    temporary.replace(path)

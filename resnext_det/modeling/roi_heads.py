@@ -1,0 +1,38 @@
+"""The C4 head of the paper's detectors: conv5 runs on each region (Appendix B, after [14])."""
+
+from detectron2.config import CfgNode
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import Res5ROIHeads
+from torch import nn
+
+from .resnext import make_resnext_stage, trains_batch_statistics, variant_from_config
+
+
+@ROI_HEADS_REGISTRY.register()
+class ResNeXtRes5ROIHeads(Res5ROIHeads):
+    """`Res5ROIHeads` whose res5 is the same ResNeXt's conv5, at every depth.
+
+    Detectron2's class always builds three plain bottlenecks from `MODEL.RESNETS`; this one builds
+    the stage that the variant has. Parameter names are the same (`roi_heads.res5.0.conv1.weight`).
+    """
+
+    @classmethod
+    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
+        resnets = cfg.MODEL.RESNETS
+        if resnets.DEFORM_ON_PER_STAGE[-1]:
+            raise ValueError(
+                "MODEL.RESNETS.DEFORM_ON_PER_STAGE asks for a deformable res5, which the C4 head "
+                "does not support: set its last entry to False"
+            )
+        out_channels = resnets.RES2_OUT_CHANNELS * 8
+        blocks = make_resnext_stage(
+            variant_from_config(cfg),
+            "res5",
+            in_channels=out_channels // 2,
+            out_channels=out_channels,
+            first_stride=2,
+            norm=resnets.NORM,
+            stride_in_1x1=resnets.STRIDE_IN_1X1,
+            zero_init_residual=trains_batch_statistics(resnets.NORM),
+        )
+        return nn.Sequential(*blocks), out_channels
