@@ -9,7 +9,10 @@ ROOT = Path(__file__).parent
 
 def data_packages(folder: str) -> dict[str, str]:
     """Map `resnext_det.<folder>` and its subfolders to the folders at the top of the checkout."""
-    folders = [folder, *(str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*") if p.is_dir())]
+    folders = [
+        folder,
+        *(str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*") if p.is_dir()),
+    ]
     folders = [f for f in folders if not f.endswith("__pycache__")]
     return {"resnext_det." + f.replace("/", "."): f for f in folders}
 

@@ -26,7 +26,8 @@ def register_training_keys() -> None:
     There the key is skipped with a warning by yacs: it would have no effect on the model.
     """
     for key in TRAINING_KEYS:
-        DETECTRON2_DEFAULTS.register_deprecated_key(key)
+        if key not in vars(DETECTRON2_DEFAULTS)[CfgNode.DEPRECATED_KEYS]:
+            DETECTRON2_DEFAULTS.register_deprecated_key(key)
 
 
 def add_resnext_config(cfg: CfgNode) -> None:
@@ -132,7 +133,8 @@ def _apply_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
 
 
 def _explain(error: Exception, cfg: CfgNode) -> str:
-    text = " ".join(str(error.args[0] if error.args else error).split())
+    # str() of a KeyError quotes the message
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     prefix = "Non-existent config key: "
     if text.startswith(prefix):
         key = text.removeprefix(prefix)

@@ -53,7 +53,9 @@ class Variant:
         """
         match = re.fullmatch(r"R-(\d+)|X-(\d+)-(\d+)x(\d+)d", name)
         if match is None:
-            raise ValueError(f"{name!r} is not a variant; expected a form such as X-50-32x4d or R-50")
+            raise ValueError(
+                f"{name!r} is not a variant; expected a form such as X-50-32x4d or R-50"
+            )
         resnet_depth, *resnext = match.groups()
         if resnet_depth is not None:
             return cls(int(resnet_depth))

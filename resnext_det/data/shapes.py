@@ -88,9 +88,7 @@ def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[dict]]:
     for x, y, r in _place(rng, int(rng.integers(1, 5))):
         label = int(rng.integers(len(CLASSES)))
         turn = 2 * math.pi * rng.random()
-        rotation = np.array(
-            [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
-        )
+        rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
         outline = _outline(CLASSES[label]) @ rotation.T
         polygon = np.round(outline / np.hypot(*outline.T).max() * r + (x, y), 2)
 

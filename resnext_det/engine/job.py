@@ -2,16 +2,20 @@
 
 import argparse
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from detectron2.utils import comm
+from tabulate import tabulate
 
-from .setup import prepare
-from .trainer import Trainer, warn_of_frozen_random_layers, write_results
 from ..weights import StrictCheckpointer
+from .setup import prepare
+from .trainer import Trainer, set_aside_metrics, write_results
 
 logger = logging.getLogger(__name__)
+
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def train_or_evaluate(args: argparse.Namespace) -> dict:
@@ -37,6 +41,8 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
             logger.warning("MODEL.WEIGHTS is empty: evaluating random weights")
         results = Trainer.test(cfg, model)
     else:
+        if comm.is_main_process() and not args.resume:
+            set_aside_metrics(Path(cfg.OUTPUT_DIR))
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
@@ -44,16 +50,23 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
     if not comm.is_main_process():
         return {}
     write_results(results, Path(cfg.OUTPUT_DIR) / "results.json")
-    logger.info("%s", format_results(results))
+    logger.info(
+        "results on %s, in percent:\n%s", ", ".join(cfg.DATASETS.TEST), format_results(results)
+    )
     return results
 
 
 def format_results(results: Mapping) -> str:
-    """One line a task: COCO AP (averaged over IoU 0.5 to 0.95) and AP@0.5, in percent."""
-    lines = []
-    for name, value in results.items():
-        if any(isinstance(v, Mapping) for v in value.values()):  # several test sets
-            lines += [f"{name}: {line}" for line in format_results(value).split("\n")]
-        elif "AP" in value:
-            lines.append(f"{name}: COCO AP {value['AP']:.2f}, AP@0.5 {value['AP50']:.2f}")
-    return "\n".join(lines)
+    """Results as a table, a row a task: COCO AP (mean over IoU 0.5 to 0.95), AP@0.5, ... in percent.
+
+    Metrics without ground truth, such as APl without large objects, print as n/a.
+    """
+    several = any(isinstance(v, Mapping) for value in results.values() for v in value.values())
+    rows = []
+    for dataset, tasks in results.items() if several else (("", results),):
+        for task, metrics in tasks.items():
+            shown = [metrics.get(name, math.nan) for name in _METRICS]
+            cells = ["n/a" if math.isnan(v) else f"{v:.2f}" for v in shown]
+            rows.append([f"{dataset} {task}".strip(), *cells])
+    headers = ["", "AP", "AP@0.5", "AP@0.75", "AP small", "AP medium", "AP large"]
+    return tabulate(rows, headers, tablefmt="simple", stralign="right", disable_numparse=True)

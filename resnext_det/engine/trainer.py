@@ -90,8 +90,6 @@ class Trainer(DefaultTrainer):
         if resume:
             logger.warning("--resume: no checkpoint in %s, starting anew", self.cfg.OUTPUT_DIR)
         warn_of_frozen_random_layers(self.cfg, self.checkpointer.model)
-        if comm.is_main_process():
-            _set_aside(Path(self.cfg.OUTPUT_DIR) / "metrics.json")
 
     def build_writers(self) -> list[EventWriter]:
         """Progress on the console, `metrics.json`, and TensorBoard events."""
@@ -187,7 +185,8 @@ def warn_of_frozen_random_layers(cfg: CfgNode, model: nn.Module) -> None:
         )
 
 
-def _set_aside(metrics: Path) -> None:
+def set_aside_metrics(output_dir: Path) -> None:
     """Keep the curves of an earlier run in the same folder out of a new run's file."""
+    metrics = output_dir / "metrics.json"
     if metrics.is_file():
         metrics.replace(metrics.with_name("metrics.previous.json"))

@@ -163,7 +163,7 @@ class _CatalogHandler(PathHandler):
 
     _exists = _isfile
 
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: object):  # noqa: ANN202
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: object):
         return open(self._get_local_path(path), mode)
 
 

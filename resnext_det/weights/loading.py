@@ -120,7 +120,7 @@ class StrictCheckpointer(DetectionCheckpointer):
             names, _ = convert_c2_detectron_names(names)
         in_file = {name: tuple(value.shape) for name, value in names.items()}
         incompatible = super()._load_model(checkpoint)
-        missing = {n for n in incompatible.missing_keys if not n.endswith("num_batches_tracked")}
+        missing = {name for name in incompatible.missing_keys if not _is_counter(name)}
         missing |= {name for name, *_ in incompatible.incorrect_shapes}
         self._check(self.model.state_dict(), missing, in_file)
         return incompatible
@@ -131,8 +131,9 @@ class StrictCheckpointer(DetectionCheckpointer):
         missing: set[str],
         in_file: Mapping[str, tuple[int, ...]],
     ) -> None:
-        body = [name for name in model if is_body(name)]
-        heads = [name for name in model if name not in set(body)]
+        counted = [name for name in model if not _is_counter(name)]
+        body = [name for name in counted if is_body(name)]
+        heads = [name for name in counted if not is_body(name)]
         required = [*body, *heads] if self.whole_model else body
         absent = [name for name in required if name in missing]
         if absent:
@@ -158,6 +159,11 @@ class StrictCheckpointer(DetectionCheckpointer):
 def is_body(name: str) -> bool:
     """Whether a detector's tensor belongs to the ResNeXt (stem, res2..res5, a C4 head's res5)."""
     return name.startswith(_BODY_PREFIXES)
+
+
+def _is_counter(name: str) -> bool:
+    """BN's count of batches, which matters to no result and is absent from many files."""
+    return name.endswith("num_batches_tracked")
 
 
 def _ends_any(name: str, names: Iterable[str]) -> bool:

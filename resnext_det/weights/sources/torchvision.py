@@ -27,7 +27,9 @@ _RULES = (
     (r"\.downsample\.1\.", ".shortcut.norm."),
     (r"^fc\.", "linear."),
 )
-_DROPPED = re.compile(r"\.num_batches_tracked$")  # a counter that frozen and fixed-momentum BN ignore
+_DROPPED = re.compile(
+    r"\.num_batches_tracked$"
+)  # a counter that frozen and fixed-momentum BN ignore
 _KNOWN = re.compile(r"^(stem|res[2-5]|linear)\.")
 
 

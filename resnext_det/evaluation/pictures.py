@@ -1,0 +1,170 @@
+"""Pictures of a finished run: its curves, and predictions beside ground truth."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import BoxMode
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ..config import load_config
+from ..errors import UserError
+
+_LOSSES = ("total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
+_COLOURS = ("tab:red", "tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:pink", "black")
+
+
+def read_metrics(file: Path) -> list[dict]:
+    """Read a run's `metrics.json`, one JSON object a line, each with its `iteration`.
+
+    Raises:
+        UserError: if the file is absent, empty or not JSON lines.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        metrics = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is not a readable metrics.json: {error}") from error
+    if not metrics:
+        raise UserError(f"{file} is empty: the run has not reached an iteration to report")
+    return metrics
+
+
+def plot_curves(metrics: Sequence[Mapping], png: Path) -> None:
+    """Plot losses, learning rate and AP against the iteration.
+
+    Args:
+        metrics: rows of `read_metrics`.
+        png: the picture to write.
+    """
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    losses, rate, ap = figure.subplots(1, 3)
+    for name in _LOSSES:
+        _plot(losses, metrics, name)
+    losses.set(title="training losses (median of 20 iterations)", yscale="log")
+    _plot(rate, metrics, "lr")
+    rate.set(title="learning rate")
+    for task in ("bbox", "segm", "keypoints"):
+        _plot(ap, metrics, f"{task}/AP", marker="o")
+        _plot(ap, metrics, f"{task}/AP50", marker="o")
+    ap.set(title="evaluation, percent", ylim=(0, 100), xlim=rate.get_xlim())
+    for axes in (losses, rate, ap):
+        axes.set_xlabel("iteration")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    _save(figure, png)
+
+
+def _plot(axes: Axes, metrics: Sequence[Mapping], name: str, **style: object) -> None:
+    points = [(row["iteration"], row[name]) for row in metrics if name in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=name, **style)
+
+
+def draw_sheet(
+    cfg: CfgNode,
+    detections: Sequence[Mapping],
+    png: Path,
+    *,
+    images: int = 8,
+    threshold: float = 0.5,
+) -> None:
+    """Draw pairs of pictures: ground truth on the left, detections on the right.
+
+    Args:
+        cfg: names the data set, by `DATASETS.TEST[0]`.
+        detections: entries of `coco_instances_results.json`: `image_id`, `category_id` (as in the
+            data set's file), `bbox` (x, y, width, height, pixels), `score`.
+        png: the picture to write.
+        images: how many images, evenly spread over the data set.
+        threshold: detections with a lower score, 0 to 1, are left out.
+    """
+    name = cfg.DATASETS.TEST[0]
+    records = DatasetCatalog.get(name)
+    metadata = MetadataCatalog.get(name)
+    chosen = [
+        records[i] for i in np.linspace(0, len(records) - 1, min(images, len(records)), dtype=int)
+    ]
+    rows = (len(chosen) + 1) // 2
+    figure = Figure(figsize=(14, 3.7 * rows), layout="constrained")
+    grid = figure.subplots(rows, 4, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    to_contiguous = metadata.thing_dataset_id_to_contiguous_id
+    for index, record in enumerate(chosen):
+        found = [
+            {
+                "bbox": d["bbox"],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": to_contiguous[d["category_id"]],
+                "score": d["score"],
+            }
+            for d in detections
+            if d["image_id"] == record["image_id"] and d["score"] >= threshold
+        ]
+        row, column = index // 2, 2 * (index % 2)
+        for offset, (title, items) in enumerate(
+            (("ground truth", record["annotations"]), (f"detected, score >= {threshold:g}", found))
+        ):
+            axes = grid[row, column + offset]
+            _draw_boxes(axes, record, metadata, items)
+            axes.set_title(f"{title}: {Path(record['file_name']).name}", fontsize=9)
+    _save(figure, png)
+
+
+def _draw_boxes(axes: Axes, record: Mapping, metadata: Metadata, items: Sequence[Mapping]) -> None:
+    axes.imshow(read_image(record["file_name"], format="RGB"))
+    for item in items:
+        x, y, width, height = BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYWH_ABS)
+        colour = _COLOURS[item["category_id"] % len(_COLOURS)]
+        axes.add_patch(
+            Rectangle((x, y), width, height, fill=False, edgecolor=colour, linewidth=1.8)
+        )
+        label = metadata.thing_classes[item["category_id"]]
+        if "score" in item:
+            label += f" {item['score']:.2f}"
+        style = {"boxstyle": "square,pad=0.1", "facecolor": colour, "edgecolor": "none"}
+        axes.text(x, y, label, fontsize=7, color="white", va="bottom", bbox=style, clip_on=True)
+
+
+def _save(figure: Figure, png: Path) -> None:
+    FigureCanvasAgg(figure)
+    temporary = png.with_name(f".{png.name}")
+    figure.savefig(temporary, dpi=110, format="png")
+    temporary.replace(png)
+
+
+def draw_run(run: Path, *, images: int = 8, threshold: float = 0.5) -> list[Path]:
+    """Draw `curves.png` and `predictions.png` of a run into its folder.
+
+    Args:
+        run: an `OUTPUT_DIR` with config.yaml, metrics.json and inference/.
+        images: images on the sheet.
+        threshold: lowest score drawn, 0 to 1.
+
+    Returns:
+        The pictures written.
+
+    Raises:
+        UserError: if a file of the run is absent or not readable.
+    """
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is no folder of a run: it has no config.yaml")
+    cfg = load_config(str(run / "config.yaml"))
+    curves, sheet = run / "curves.png", run / "predictions.png"
+    plot_curves(read_metrics(run / "metrics.json"), curves)
+    file = run / "inference" / "coco_instances_results.json"
+    try:
+        detections = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is not readable, so the run was not evaluated: {error}") from error
+    draw_sheet(cfg, detections, sheet, images=images, threshold=threshold)
+    return [curves, sheet]
