@@ -33,6 +33,7 @@ def register_training_keys() -> None:
 def add_resnext_config(cfg: CfgNode) -> None:
     """Add our keys, with their defaults, to a config made by Detectron2's `get_cfg()`."""
     for key, default in TRAINING_KEYS.items():
+        vars(cfg)[CfgNode.DEPRECATED_KEYS].discard(key)  # else an override would be skipped
         node, leaf = _locate(cfg, key)
         node[leaf] = default
 
@@ -75,7 +76,7 @@ def config_path(name: str) -> Path:
     """
     name = name.removesuffix(".yaml")
     if name not in config_names():
-        raise UserError(f"no shipped config is named {name!r}{_suggest(name, config_names())}")
+        raise UserError(f"no shipped config is named {name!r}{suggest(name, config_names())}")
     return config_dir() / f"{name}.yaml"
 
 
@@ -125,7 +126,7 @@ def _apply_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
     known = set(_leaf_keys(cfg))
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         if key not in known:
-            raise UserError(f"unknown config key {key!r}{_suggest(key, known)}")
+            raise UserError(f"unknown config key {key!r}{suggest(key, known)}")
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError) as error:
@@ -138,7 +139,7 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
     prefix = "Non-existent config key: "
     if text.startswith(prefix):
         key = text.removeprefix(prefix)
-        return f"unknown config key {key!r}{_suggest(key, _leaf_keys(cfg))}"
+        return f"unknown config key {key!r}{suggest(key, _leaf_keys(cfg))}"
     return text
 
 
@@ -157,6 +158,7 @@ def _leaf_keys(cfg: CfgNode, prefix: str = "") -> Iterable[str]:
             yield prefix + key
 
 
-def _suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
+    """End an error message with the known words nearest to `word`, if any is near."""
     nearest = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(nearest)}?" if nearest else ""

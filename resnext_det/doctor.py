@@ -95,8 +95,6 @@ def main() -> int:
         rows.append(("detectron2._C", _compiled_part()))
     if importlib.util.find_spec("torch") is not None:
         rows.extend(_device_lines())
-    if sys.version_info < (3, 10):
-        commands.append("install Python 3.10 or newer")
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:{width}}  {value}")

@@ -2,7 +2,7 @@
 
 A ResNeXt is named by its depth and the template of conv2 (Section 5.1), e.g. ResNeXt-50 (32x4d):
 32 paths (cardinality C), each 4 channels wide (bottleneck width d). Detectron2 calls C
-`MODEL.RESNETS.NUM_GROUPS` and d `MODEL.RESNETS.WIDTH_PER_GROUP`. A ResNet is the case C = 1, d = 64.
+`MODEL.RESNETS.NUM_GROUPS` and d `MODEL.RESNETS.WIDTH_PER_GROUP`. A ResNet has C = 1, d = 64.
 """
 
 import re

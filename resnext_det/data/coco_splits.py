@@ -55,7 +55,7 @@ SPLITS = {
 
 
 def datasets_root() -> Path:
-    """The folder of all data sets: `$DETECTRON2_DATASETS`, by default `datasets`, as in Detectron2."""
+    """Return the root of all data sets: `$DETECTRON2_DATASETS`, or `datasets` as in Detectron2."""
     return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 
 

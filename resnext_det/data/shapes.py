@@ -78,9 +78,9 @@ def draw_image(seed: tuple[int, ...]) -> tuple[np.ndarray, list[dict]]:
         seed: numbers that determine it.
 
     Returns:
-        The image, (128, 128, 3) RGB uint8, and per object a dict with `category_id` (1-based, in the
-        order of `CLASSES`), `segmentation` (one polygon, x and y in turn, pixels), `bbox` (x, y,
-        width, height, pixels) and `area` (square pixels).
+        The image, (128, 128, 3) RGB uint8, and per object a dict with `category_id` (1-based, in
+        the order of `CLASSES`), `segmentation` (one polygon, x and y in turn, pixels), `bbox` (x,
+        y, width, height, pixels) and `area` (square pixels).
     """
     rng = np.random.default_rng(seed)
     image = _texture(rng, int(rng.integers(3, 9)))

@@ -57,7 +57,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
 
 
 def format_results(results: Mapping) -> str:
-    """Results as a table, a row a task: COCO AP (mean over IoU 0.5 to 0.95), AP@0.5, ... in percent.
+    """Print results as a table in percent, a row a task: COCO AP (mean over IoU 0.5..0.95), AP@0.5.
 
     Metrics without ground truth, such as APl without large objects, print as n/a.
     """

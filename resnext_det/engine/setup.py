@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from ..config import dump_config, load_config
+from ..config import dump_config, load_config, suggest
 from ..errors import UserError
+from ..modeling import variant_from_config
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def check_config(cfg: CfgNode) -> None:
 
     Raises:
         UserError: for an unknown optimiser or device setting, a batch that the processes cannot
-            share, or a number of classes that is not the data set's.
+            share, an unknown data set or network, or another number of classes than the data has.
     """
     processes = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % processes:
@@ -67,6 +68,14 @@ def check_config(cfg: CfgNode) -> None:
         )
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         raise UserError("SOLVER.AMP.ENABLED True needs a GPU: set it to False on the CPU")
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name not in DatasetCatalog:
+            raise UserError(f"dataset {name} is not registered{suggest(name, DatasetCatalog)}")
+    if "resnext" in cfg.MODEL.BACKBONE.NAME:
+        try:
+            variant_from_config(cfg)
+        except ValueError as error:
+            raise UserError(f"MODEL.RESNETS names no network: {error}") from error
     _check_classes(cfg)
 
 

@@ -178,8 +178,8 @@ def warn_of_frozen_random_layers(cfg: CfgNode, model: nn.Module) -> None:
     frozen = sum(not p.requires_grad for p in model.parameters())
     if not cfg.MODEL.WEIGHTS and frozen:
         logger.warning(
-            "MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT %d keeps %d random tensors as they "
-            "are: fine for a trial, wrong for a result",
+            "MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT %d keeps %d random tensors as "
+            "they are: fine for a trial, wrong for a result",
             cfg.MODEL.BACKBONE.FREEZE_AT,
             frozen,
         )

@@ -20,7 +20,7 @@ from .catalog import save_atomically
 
 logger = logging.getLogger(__name__)
 
-# What ImageNet weights hold: every tensor under these must arrive. FPN's own layers lie beside them.
+# What ImageNet weights hold; every tensor under these must arrive. FPN's own layers lie beside.
 _BODY_PREFIXES = ("backbone.bottom_up.", "backbone.stem.", "backbone.res", "roi_heads.res5.")
 
 # Detectron2's pickles hold dicts, strings and NumPy arrays; these are all they need to be read.
@@ -142,8 +142,8 @@ class StrictCheckpointer(DetectionCheckpointer):
             raise UserError(
                 f"{self._file}: {len(absent)} of {len(required)} tensors of the "
                 f"{'model' if self.whole_model else 'backbone'} did not load, so this is not the "
-                f"network of the config (depth, NUM_GROUPS, WIDTH_PER_GROUP) or not in Detectron2's "
-                f"names. Not loaded: {'; '.join(shown)}{'; ...' if len(absent) > 5 else ''}. "
+                f"network of the config (depth, NUM_GROUPS, WIDTH_PER_GROUP) or not in "
+                f"Detectron2's names. Not loaded: {'; '.join(shown)}{'; ...' if len(absent) > 5 else ''}. "
                 f"Unused in the file: {', '.join(unused[:5]) or 'none'}"
             )
         logger.info(

@@ -33,8 +33,8 @@ def test_two_drawings_have_the_same_bytes(small, tmp_path):
 
 
 def test_the_drawing_has_not_changed_unnoticed():
-    # From shapes.draw_image itself: guards that figures measured on the set stay comparable. Whoever
-    # changes the drawing changes _FOLDER and this value, and measures the demo again.
+    # From shapes.draw_image itself: guards that figures measured on the set stay comparable.
+    # Whoever changes the drawing changes _FOLDER and this value, and measures the demo again.
     pixels, objects = shapes.draw_image((2017, 0, 0))
     assert (
         hashlib.sha256(pixels.tobytes() + json.dumps(objects).encode()).hexdigest()[:16]
