@@ -141,9 +141,10 @@ class StrictCheckpointer(DetectionCheckpointer):
             unused = [name for name in in_file if not _ends_any(name, model)]
             raise UserError(
                 f"{self._file}: {len(absent)} of {len(required)} tensors of the "
-                f"{'model' if self.whole_model else 'backbone'} did not load, so this is not the "
-                f"network of the config (depth, NUM_GROUPS, WIDTH_PER_GROUP) or not in "
-                f"Detectron2's names. Not loaded: {'; '.join(shown)}{'; ...' if len(absent) > 5 else ''}. "
+                f"{'model' if self.whole_model else 'backbone'} did not load: it holds another "
+                "network than the config names (depth, NUM_GROUPS, WIDTH_PER_GROUP), or is not in "
+                f"Detectron2's names. Not loaded: {'; '.join(shown)}"
+                f"{'; ...' if len(absent) > 5 else ''}. "
                 f"Unused in the file: {', '.join(unused[:5]) or 'none'}"
             )
         logger.info(

@@ -10,9 +10,9 @@ from tests.helpers import REPO, TINY_COCO, needs_tiny_coco, run_tool, write_coco
 
 TRAIN_NET = REPO / "tools/train_net.py"
 SMALL = (
-    "MODEL.WEIGHTS", "", "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 3,
-    "DATALOADER.NUM_WORKERS", 0, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64, "MODEL.RPN.POST_NMS_TOPK_TEST", 10,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50, "SOLVER.BASE_LR", 1e-4,
+    "MODEL.WEIGHTS", "", "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 1e-4,
+    "DATALOADER.NUM_WORKERS", 0, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50, "MODEL.RPN.POST_NMS_TOPK_TEST", 10,
 )  # fmt: skip
 
 
@@ -93,8 +93,8 @@ def test_a_small_network_learns_8_real_images_by_heart(tmp_path):
     words = (
         "--config-file", REPO / "configs/quick/faster_rcnn_X26_8x4d_FPN.yaml",
         "DATASETS.TRAIN", "('coco_trainval35k',)", "DATASETS.TEST", "('coco_minival',)",
-        "MODEL.ROI_HEADS.NUM_CLASSES", 80, "SOLVER.MAX_ITER", 300, "TEST.EVAL_PERIOD", 0,
-        "INPUT.MIN_SIZE_TRAIN", "(256,)", "INPUT.MIN_SIZE_TEST", 256, "INPUT.RANDOM_FLIP", "none",
+        "MODEL.ROI_HEADS.NUM_CLASSES", 80, "SOLVER.MAX_ITER", 280, "TEST.EVAL_PERIOD", 0,
+        "INPUT.MIN_SIZE_TRAIN", "(192,)", "INPUT.MIN_SIZE_TEST", 192, "INPUT.RANDOM_FLIP", "none",
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 128, "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 128,
         "MODEL.ANCHOR_GENERATOR.SIZES", "[[16], [32], [64], [128], [256]]",
         "TEST.DETECTIONS_PER_IMAGE", 100, "MODEL.RPN.POST_NMS_TOPK_TEST", 200,

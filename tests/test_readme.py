@@ -1,0 +1,65 @@
+"""The README is short, its example runs, and what it names exists."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from resnext_det.config import config_names
+from resnext_det.engine import argument_parser
+from tests.helpers import REPO
+
+README = (REPO / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) < 200
+
+
+def test_its_python_example_runs(tmp_path):
+    (example,) = [text for language, text in BLOCKS if language == "python"]
+    check = "\nassert type(model.backbone).__name__ == 'ResNeXt'\n"
+    command = [sys.executable, "-W", "ignore", "-c", example + check]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+
+
+def test_its_train_net_commands_parse():
+    shell = "\n".join(text for language, text in BLOCKS if language == "sh").replace("\\\n", " ")
+    commands = re.findall(r"tools/train_net\.py (.*)", shell)
+    assert len(commands) >= 3
+    for command in commands:
+        args = argument_parser().parse_args(command.split("#")[0].split())
+        assert (REPO / args.config_file).is_file()
+
+
+def test_its_make_targets_exist():
+    makefile = (REPO / "Makefile").read_text()
+    for target in re.findall(r"make (demo|test|setup)\b", README):
+        assert f"\n{target}: setup" in makefile or f"\n{target}:\n" in makefile
+
+
+def test_every_paper_config_is_listed():
+    for name in config_names():
+        short = name.removeprefix("faster_rcnn_").removeprefix("mask_rcnn_")
+        assert f"`{name}.yaml`" in README or short.removesuffix("_FPN") in README
+
+
+@pytest.mark.parametrize(
+    ("name", "ap50", "ap"),
+    [  # Table 8
+        ("R50", "47.6", "26.5"),
+        ("X50_32x4d", "49.7", "27.5"),
+        ("R101", "51.1", "29.8"),
+        ("X101_32x4d", "51.9", "30.0"),
+    ],
+)
+def test_published_figures_are_the_papers(name, ap50, ap):
+    (row,) = [line for line in README.split("\n") if f"`faster_rcnn_{name}.yaml`" in line]
+    assert [cell.strip() for cell in row.split("|")[-3:-1]] == [ap50, ap]
+
+
+def test_linked_files_exist():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (REPO / target).is_file(), target
