@@ -30,6 +30,7 @@ else:
         build_resnext_backbone,
         build_resnext_fpn_backbone,
         build_retinanet_resnext_fpn_backbone,
+        convert_form,
     )
     from .variants import Variant
     from .weights import register_weights
@@ -46,6 +47,7 @@ else:
         "build_resnext_backbone",
         "build_resnext_fpn_backbone",
         "build_retinanet_resnext_fpn_backbone",
+        "convert_form",
         "get_cfg",
     ]
 

@@ -11,10 +11,17 @@ from detectron2.config.defaults import _C as DETECTRON2_DEFAULTS
 
 from .errors import UserError
 
-# Keys that Detectron2 lacks, with their defaults. They steer training alone; a model is built from
-# Detectron2's keys. At its default a key stays out of a saved config.yaml.
+# Keys that Detectron2 lacks, with their defaults. At its default a key stays out of a saved
+# config.yaml, so that a plain run's file holds Detectron2's keys alone. These steer training only:
 TRAINING_KEYS = {
     "SOLVER.OPTIMIZER": "SGD",  # or "AdamW"
+}
+
+# These change the network, so that stock Detectron2 must not skip them: there, only
+# `resnext_det.get_cfg()` or `add_resnext_config` makes a config that can hold them.
+NETWORK_KEYS = {
+    "MODEL.RESNEXT.FORM": "c",  # "a", "b" or "c" of Fig. 3
+    "MODEL.RESNEXT.RESIDUAL": True,  # False: no shortcuts (Section 5.1)
 }
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -32,7 +39,8 @@ def register_training_keys() -> None:
 
 def add_resnext_config(cfg: CfgNode) -> None:
     """Add our keys, with their defaults, to a config made by Detectron2's `get_cfg()`."""
-    for key, default in TRAINING_KEYS.items():
+    cfg.MODEL.RESNEXT = CfgNode()
+    for key, default in {**TRAINING_KEYS, **NETWORK_KEYS}.items():
         vars(cfg)[CfgNode.DEPRECATED_KEYS].discard(key)  # else an override would be skipped
         node, leaf = _locate(cfg, key)
         node[leaf] = default
@@ -110,10 +118,12 @@ def dump_config(cfg: CfgNode) -> str:
     """Print `cfg` as YAML without those of our keys that are at their defaults."""
     cfg = cfg.clone()
     cfg.defrost()
-    for key, default in TRAINING_KEYS.items():
+    for key, default in {**TRAINING_KEYS, **NETWORK_KEYS}.items():
         node, leaf = _locate(cfg, key)
-        if node.get(leaf, default) == default:
-            node.pop(leaf, None)
+        if node[leaf] == default:
+            del node[leaf]
+    if not cfg.MODEL.RESNEXT:
+        del cfg.MODEL.RESNEXT
     return cfg.dump()
 
 

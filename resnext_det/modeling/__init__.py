@@ -1,5 +1,6 @@
 """Networks, and their registration with Detectron2."""
 
+from .forms import convert_form, form_of
 from .fpn import build_resnext_fpn_backbone, build_retinanet_resnext_fpn_backbone
 from .resnext import ResNeXt, build_resnext_backbone, make_resnext_stage, variant_from_config
 from .roi_heads import ResNeXtRes5ROIHeads
@@ -10,6 +11,8 @@ __all__ = [
     "build_resnext_backbone",
     "build_resnext_fpn_backbone",
     "build_retinanet_resnext_fpn_backbone",
+    "convert_form",
+    "form_of",
     "make_resnext_stage",
     "variant_from_config",
 ]

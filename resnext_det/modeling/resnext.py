@@ -13,39 +13,53 @@ from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, Defo
 from torch import nn
 
 from ..variants import Variant
+from .blocks import (
+    FORMS,
+    AggregatedBlock,
+    ConcatenatedBlock,
+    PlainBottleneckBlock,
+    last_norm,
+)
 
 STAGES = ("res2", "res3", "res4", "res5")
 
 
 def make_resnext_stage(
-    variant: Variant,
-    name: str,
+    num_blocks: int,
     *,
     in_channels: int,
     out_channels: int,
+    cardinality: int,
+    width: int,
     first_stride: int,
     norm: str = "BN",
     stride_in_1x1: bool = False,
     dilation: int = 1,
+    form: str = "c",
+    residual: bool = True,
     zero_init_residual: bool = False,
     deform: bool = False,
     deform_modulated: bool = False,
     deform_num_groups: int = 1,
 ) -> list[CNNBlockBase]:
-    """Build one stage in the form of Fig. 3(c): bottlenecks with a grouped 3x3 convolution.
+    """Build one stage of bottleneck blocks.
 
     Args:
-        variant: the network whose stage this is.
-        name: "res2", "res3", "res4" or "res5"; the bottleneck is twice as wide in each.
+        num_blocks: number of blocks.
         in_channels: channels of the stage's input.
         out_channels: channels of every block's output.
+        cardinality: C, the number of paths.
+        width: d, channels of one path in this stage.
         first_stride: stride of the first block, 1 or 2.
         norm: a name that `detectron2.layers.get_norm` knows.
         stride_in_1x1: put the stride into the first 1x1 layer (MSRA's ResNets) and not into the
             3x3 layer (Section 4, and every ResNeXt).
         dilation: of the 3x3 layer.
+        form: "a", "b" or "c" of Fig. 3; the three compute the same, (c) fastest.
+        residual: False leaves out every shortcut (Section 5.1, "Residual connections").
         zero_init_residual: start the last norm of each block at zero (Goyal et al. 2017, 5.1), so
             that a network trained from scratch starts as identities. Weights from a file win.
+            Without shortcuts it has no effect.
         deform: use deformable 3x3 layers; needs Detectron2's compiled extension.
         deform_modulated: modulated deformable convolution (DCNv2).
         deform_num_groups: groups of offsets in a deformable layer.
@@ -54,31 +68,38 @@ def make_resnext_stage(
         The blocks; each maps (N, C_in, H, W) to (N, out_channels, H / stride, W / stride).
 
     Raises:
-        ValueError: for an unknown stage name.
+        ValueError: for an unknown form, a norm that forms a and b cannot split, or deformable
+            layers in another form or without shortcuts.
     """
-    if name not in STAGES:
-        raise ValueError(f"stage {name!r} is not one of {STAGES}")
-    index = STAGES.index(name)
-    num_blocks = variant.blocks_per_stage[index]
+    if form not in FORMS:
+        raise ValueError(f"form {form!r} is not one of {', '.join(FORMS)}")
+    if deform and (form != "c" or not residual):
+        raise ValueError(f"deformable layers need form c with shortcuts, not form {form}")
     options = {}
     if deform:
+        block_class = DeformBottleneckBlock
         options = {"deform_modulated": deform_modulated, "deform_num_groups": deform_num_groups}
+    elif form == "c":
+        block_class = BottleneckBlock if residual else PlainBottleneckBlock
+    else:
+        block_class = AggregatedBlock if form == "a" else ConcatenatedBlock
+        options = {"residual": residual}
     blocks = ResNet.make_stage(
-        DeformBottleneckBlock if deform else BottleneckBlock,
+        block_class,
         num_blocks,
         in_channels=in_channels,
         out_channels=out_channels,
-        bottleneck_channels=variant.bottleneck_channels * 2**index,
+        bottleneck_channels=cardinality * width,
         stride_per_block=[first_stride] + [1] * (num_blocks - 1),
-        num_groups=variant.cardinality,
+        num_groups=cardinality,
         norm=norm,
         stride_in_1x1=stride_in_1x1,
         dilation=dilation,
         **options,
     )
-    if zero_init_residual:
+    if zero_init_residual and residual:
         for block in blocks:
-            nn.init.zeros_(block.conv3.norm.weight)
+            nn.init.zeros_(last_norm(block).weight)
     return blocks
 
 
@@ -110,6 +131,8 @@ class ResNeXt(ResNet):
         norm: str = "BN",
         stride_in_1x1: bool = False,
         res5_dilation: int = 1,
+        form: str = "c",
+        residual: bool = True,
         zero_init_residual: bool = False,
         deform_on_per_stage: Sequence[bool] = (False, False, False, False),
         deform_modulated: bool = False,
@@ -129,6 +152,8 @@ class ResNeXt(ResNet):
             norm: a name that `detectron2.layers.get_norm` knows: BN, FrozenBN, SyncBN, GN, ...
             stride_in_1x1: see `make_resnext_stage`; True only for MSRA's ResNets.
             res5_dilation: 1, or 2 for a dilated res5 of stride 1 (DC5).
+            form: "a", "b" or "c" of Fig. 3; see `make_resnext_stage`.
+            residual: False leaves out every shortcut.
             zero_init_residual: see `make_resnext_stage`.
             deform_on_per_stage: for res2..res5, whether to use deformable 3x3 layers.
             deform_modulated: see `make_resnext_stage`.
@@ -139,7 +164,7 @@ class ResNeXt(ResNet):
             freeze_at: 0 freezes nothing, 1 the stem, 2 also res2, ... 5 everything.
 
         Raises:
-            ValueError: for an impossible variant or res5_dilation.
+            ValueError: for an impossible variant, form or res5_dilation.
         """
         if res5_dilation not in (1, 2):
             raise ValueError(f"res5_dilation {res5_dilation} is not 1 or 2")
@@ -151,14 +176,17 @@ class ResNeXt(ResNet):
             out_channels = res2_out_channels * 2**index
             stages.append(
                 make_resnext_stage(
-                    variant,
-                    name,
+                    variant.blocks_per_stage[index],
                     in_channels=channels,
                     out_channels=out_channels,
+                    cardinality=cardinality,
+                    width=width * 2**index,
                     first_stride=1 if name == "res2" or dilation == 2 else 2,
                     norm=norm,
                     stride_in_1x1=stride_in_1x1,
                     dilation=dilation,
+                    form=form,
+                    residual=residual,
                     zero_init_residual=zero_init_residual,
                     deform=deform_on_per_stage[index],
                     deform_modulated=deform_modulated,
@@ -186,24 +214,34 @@ def variant_from_config(cfg: CfgNode) -> Variant:
     return Variant(resnets.DEPTH, resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP)
 
 
-def trains_batch_statistics(norm: str) -> bool:
-    """Whether `norm` is a batch norm that is trained, i.e. BN or SyncBN and not FrozenBN."""
-    return norm.endswith("BN") and norm != "FrozenBN"
+def block_options_from_config(cfg: CfgNode) -> dict:
+    """The arguments of `make_resnext_stage` that a config sets for every stage alike.
+
+    Form and shortcuts are our own keys, `MODEL.RESNEXT.FORM` and `.RESIDUAL`; a stock Detectron2
+    config has neither and gets form (c) with shortcuts. With a trained batch norm (BN, SyncBN) the
+    last norm of each block starts at zero, which only matters where no weights are loaded.
+    """
+    own = cfg.MODEL.get("RESNEXT", {})
+    norm = cfg.MODEL.RESNETS.NORM
+    return {
+        "norm": norm,
+        "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1,
+        "form": own.get("FORM", "c"),
+        "residual": own.get("RESIDUAL", True),
+        "zero_init_residual": norm.endswith("BN") and norm != "FrozenBN",
+    }
 
 
 @BACKBONE_REGISTRY.register()
 def build_resnext_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeXt:
-    """Build a `ResNeXt` from Detectron2's own keys, all under `MODEL.RESNETS`.
-
-    With a trained batch norm (BN, SyncBN) the last norm of each block starts at zero; that only
-    matters where no weights are loaded, since weights from a file replace it.
+    """Build a `ResNeXt` from Detectron2's keys under `MODEL.RESNETS`, and ours if they are set.
 
     Args:
         cfg: a Detectron2 config.
         input_shape: its `channels` is the number of image channels.
 
     Raises:
-        ValueError: if `MODEL.RESNETS` names no possible network.
+        ValueError: if the config names no possible network.
     """
     variant = variant_from_config(cfg)
     resnets = cfg.MODEL.RESNETS
@@ -214,13 +252,11 @@ def build_resnext_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeXt:
         in_channels=input_shape.channels,
         stem_out_channels=resnets.STEM_OUT_CHANNELS,
         res2_out_channels=resnets.RES2_OUT_CHANNELS,
-        norm=resnets.NORM,
-        stride_in_1x1=resnets.STRIDE_IN_1X1,
         res5_dilation=resnets.RES5_DILATION,
-        zero_init_residual=trains_batch_statistics(resnets.NORM),
         deform_on_per_stage=resnets.DEFORM_ON_PER_STAGE,
         deform_modulated=resnets.DEFORM_MODULATED,
         deform_num_groups=resnets.DEFORM_NUM_GROUPS,
         out_features=resnets.OUT_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        **block_options_from_config(cfg),
     )

@@ -5,7 +5,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import nn
 
-from .resnext import make_resnext_stage, trains_batch_statistics, variant_from_config
+from .resnext import block_options_from_config, make_resnext_stage, variant_from_config
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -25,14 +25,14 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
                 "does not support: set its last entry to False"
             )
         out_channels = resnets.RES2_OUT_CHANNELS * 8
+        variant = variant_from_config(cfg)
         blocks = make_resnext_stage(
-            variant_from_config(cfg),
-            "res5",
+            variant.blocks_per_stage[-1],
             in_channels=out_channels // 2,
             out_channels=out_channels,
+            cardinality=variant.cardinality,
+            width=variant.width * 8,
             first_stride=2,
-            norm=resnets.NORM,
-            stride_in_1x1=resnets.STRIDE_IN_1X1,
-            zero_init_residual=trains_batch_statistics(resnets.NORM),
+            **block_options_from_config(cfg),
         )
         return nn.Sequential(*blocks), out_channels

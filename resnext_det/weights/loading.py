@@ -16,6 +16,7 @@ from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..modeling import convert_form, form_of
 from .catalog import save_atomically
 
 logger = logging.getLogger(__name__)
@@ -115,10 +116,15 @@ class StrictCheckpointer(DetectionCheckpointer):
             raise UserError(f"{self._file} is not a readable checkpoint: {reason}") from error
 
     def _load_model(self, checkpoint: dict) -> object:
-        names = checkpoint["model"]
         if checkpoint.get("__author__") == "Caffe2":
-            names, _ = convert_c2_detectron_names(names)
-        in_file = {name: tuple(value.shape) for name, value in names.items()}
+            checkpoint["model"], _ = convert_c2_detectron_names(checkpoint["model"])
+            checkpoint["__author__"] = "converted from Caffe2's names"
+        self._convert_ndarray_to_tensor(checkpoint["model"])
+        form = form_of(self.model.state_dict())
+        if form != form_of(checkpoint["model"]):
+            logger.info("converting the weights to the model's form %s of Fig. 3, exactly", form)
+            checkpoint["model"] = convert_form(checkpoint["model"], form)
+        in_file = {name: tuple(value.shape) for name, value in checkpoint["model"].items()}
         incompatible = super()._load_model(checkpoint)
         missing = {name for name in incompatible.missing_keys if not _is_counter(name)}
         missing |= {name for name, *_ in incompatible.incorrect_shapes}
