@@ -123,7 +123,7 @@ def dump_config(cfg: CfgNode) -> str:
         if node[leaf] == default:
             del node[leaf]
     if not cfg.MODEL.RESNEXT:
-        del cfg.MODEL.RESNEXT
+        del cfg.MODEL["RESNEXT"]
     return cfg.dump()
 
 

@@ -1,11 +1,20 @@
 """The C4 head of the paper's detectors: conv5 runs on each region (Appendix B, after [14])."""
 
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads
-from torch import nn
+from torch import Tensor, nn
+from torchvision.ops import RoIPool
 
 from .resnext import block_options_from_config, make_resnext_stage, variant_from_config
+
+
+class _RoIPool(RoIPool):
+    """torchvision's `RoIPool` for features of any type; Detectron2's boxes are always float32."""
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        return super().forward(input, rois.to(input.dtype))
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -15,6 +24,17 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
     Detectron2's class always builds three plain bottlenecks from `MODEL.RESNETS`; this one builds
     the stage that the variant has. Parameter names are the same (`roi_heads.res5.0.conv1.weight`).
     """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        """See `Res5ROIHeads.from_config`; with ROIPool, features need not be float32."""
+        arguments = super().from_config(cfg, input_shape)
+        pooler = arguments["pooler"]
+        pooler.level_poolers = nn.ModuleList(
+            _RoIPool(p.output_size, p.spatial_scale) if type(p) is RoIPool else p
+            for p in pooler.level_poolers
+        )
+        return arguments
 
     @classmethod
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
