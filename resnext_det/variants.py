@@ -5,6 +5,7 @@ A ResNeXt is named by its depth and the template of conv2 (Section 5.1), e.g. Re
 `MODEL.RESNETS.NUM_GROUPS` and d `MODEL.RESNETS.WIDTH_PER_GROUP`. A ResNet has C = 1, d = 64.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -45,6 +46,17 @@ class Variant:
                 raise ValueError(f"{name} {value} is not a positive integer")
 
     @classmethod
+    def from_group_width(cls, depth: int, cardinality: int, group_width: int) -> "Variant":
+        """Name a network by the width of its grouped layer in res2, Table 2's last row.
+
+        Raises:
+            ValueError: if `cardinality` does not divide `group_width`.
+        """
+        if cardinality < 1 or group_width % cardinality:
+            raise ValueError(f"cardinality {cardinality} does not divide group width {group_width}")
+        return cls(depth, cardinality, group_width // cardinality)
+
+    @classmethod
     def parse(cls, name: str) -> "Variant":
         """Read a name such as `X-50-32x4d`, `R-101`, `X-101-2x64d`.
 
@@ -75,3 +87,29 @@ class Variant:
     def bottleneck_channels(self) -> int:
         """Channels of the grouped 3x3 convolution in res2: C times d. They double per stage."""
         return self.cardinality * self.width
+
+    @property
+    def template_parameters(self) -> int:
+        """Weights of one block of res2 by Eqn. 4: C (256 d + 3 * 3 d d + d 256)."""
+        d = self.width
+        return self.cardinality * (256 * d + 9 * d * d + d * 256)
+
+    def with_cardinality(self, cardinality: int) -> "Variant":
+        """Return the variant of another cardinality that preserves complexity, as in Table 2.
+
+        The width is the solution of Eqn. 4 for this variant's template, rounded to whole channels:
+        `Variant.parse("R-50").with_cardinality(32)` is X-50-32x4d.
+
+        Args:
+            cardinality: C of the new variant, at least 1.
+
+        Raises:
+            ValueError: if C is below 1, or so large that less than half a channel would be left.
+        """
+        if cardinality < 1:
+            raise ValueError(f"cardinality {cardinality} is not a positive integer")
+        # 9 d^2 + 512 d - parameters / C = 0
+        width = (math.sqrt(512**2 + 36 * self.template_parameters / cardinality) - 512) / 18
+        if round(width) < 1:
+            raise ValueError(f"cardinality {cardinality} leaves {width:.2f} channels a path")
+        return Variant(self.depth, cardinality, round(width))

@@ -44,3 +44,32 @@ def test_cardinality_and_width_are_positive(cardinality, width):
 @pytest.mark.parametrize("depth", [26, 50, 101, 152, 200])
 def test_depth_counts_the_layers_with_weights(depth):
     assert 3 * sum(Variant(depth).blocks_per_stage) + 2 == depth
+
+
+@pytest.mark.parametrize(
+    ("cardinality", "width", "group_width"),
+    [(1, 64, 64), (2, 40, 80), (4, 24, 96), (8, 14, 112), (32, 4, 128)],
+)
+def test_preserving_complexity_reproduces_table_2(cardinality, width, group_width):
+    for start in ("R-50", "X-50-32x4d"):
+        variant = Variant.parse(start).with_cardinality(cardinality)
+        assert variant == Variant(50, cardinality, width)
+        assert variant.bottleneck_channels == group_width
+        assert variant == Variant.from_group_width(50, cardinality, group_width)
+
+
+def test_eqn_4_counts_about_70_thousand_weights_as_the_paper_says():
+    assert Variant(50).template_parameters == 256 * 64 + 9 * 64 * 64 + 64 * 256
+    assert Variant(50, 32, 4).template_parameters == 70_144
+
+
+def test_a_cardinality_that_does_not_divide_is_named_with_the_width():
+    with pytest.raises(ValueError, match="cardinality 3 does not divide group width 128"):
+        Variant.from_group_width(50, 3, 128)
+
+
+def test_an_impossible_cardinality_is_named():
+    with pytest.raises(ValueError, match="cardinality 0 is not a positive"):
+        Variant(50).with_cardinality(0)
+    with pytest.raises(ValueError, match="cardinality 500 leaves 0.27 channels"):
+        Variant(50).with_cardinality(500)

@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -14,18 +13,9 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 
 from ..errors import UserError, user_message
+from ..quiet import silence_deprecations
 
 logger = logging.getLogger(__name__)
-
-# Deprecations inside Detectron2 that no user can act on.
-_NOISE = (
-    "`?torch.jit.script",
-    "torch.meshgrid",
-    "__array__ implementation",
-    "The given NumPy array is not writable",
-    "pkg_resources is deprecated",
-)
-_NOISY_LOGGERS = ("torch.utils.cpp_extension", "torch.fx._symbolic_trace")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -69,10 +59,7 @@ def run_job(job: Callable[[argparse.Namespace], object], args: argparse.Namespac
 def _in_process(job: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
     if comm.get_world_size() > 1 and not torch.cuda.is_available():
         _share_cores(comm.get_local_size())
-    for message in _NOISE:
-        warnings.filterwarnings("ignore", message=f".*{message}")
-    for name in _NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    silence_deprecations()
     job(args)
 
 

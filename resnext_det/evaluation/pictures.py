@@ -60,7 +60,7 @@ def plot_curves(metrics: Sequence[Mapping], png: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-    _save(figure, png)
+    save_figure(figure, png)
 
 
 def _plot(axes: Axes, metrics: Sequence[Mapping], name: str, **style: object) -> None:
@@ -117,7 +117,7 @@ def draw_sheet(
             axes = grid[row, column + offset]
             _draw_boxes(axes, record, metadata, items)
             axes.set_title(f"{title}: {Path(record['file_name']).name}", fontsize=9)
-    _save(figure, png)
+    save_figure(figure, png)
 
 
 def _draw_boxes(axes: Axes, record: Mapping, metadata: Metadata, items: Sequence[Mapping]) -> None:
@@ -135,7 +135,8 @@ def _draw_boxes(axes: Axes, record: Mapping, metadata: Metadata, items: Sequence
         axes.text(x, y, label, fontsize=7, color="white", va="bottom", bbox=style, clip_on=True)
 
 
-def _save(figure: Figure, png: Path) -> None:
+def save_figure(figure: Figure, png: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     FigureCanvasAgg(figure)
     temporary = png.with_name(f".{png.name}")
     figure.savefig(temporary, dpi=110, format="png")
