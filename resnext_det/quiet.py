@@ -9,6 +9,7 @@ _WARNINGS = (
     "__array__ implementation",
     "The given NumPy array is not writable",
     "pkg_resources is deprecated",
+    ".?broadcast_buffers",
 )
 _LOGGERS = ("torch.utils.cpp_extension", "torch.fx._symbolic_trace")
 

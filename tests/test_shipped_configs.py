@@ -5,20 +5,25 @@ import re
 import detectron2.config
 import pytest
 import torch
-from detectron2.modeling import FPN, build_model
+from detectron2.modeling import FPN, GeneralizedRCNN, PanopticFPN, ProposalNetwork, build_model
+from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.roi_heads import CascadeROIHeads
 
 import resnext_det
 from resnext_det import ResNeXt, ResNeXtRes5ROIHeads, Variant
 from resnext_det.config import config_dir, config_names, config_path
 
 NAME = re.compile(
-    r"(?P<detector>[a-z_]+)_(?P<kind>[RX])(?P<depth>\d+)(_(?P<template>\d+x\d+d))?(?P<fpn>_FPN)?"
+    r"(?P<detector>[a-z_]+)_(?P<kind>[RX])(?P<depth>\d+)(_(?P<template>\d+x\d+d))?"
+    r"(?P<layout>_FPN|_DC5)?(?P<norm>_gn|_syncbn)?"
 )
 IMAGENET = {  # mean and std of RGB channels, times 255
     "RGB": ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
     "BGR": ([103.53, 116.28, 123.675], [57.375, 57.12, 58.395]),
 }
-PAPER = [n for n in config_names() if "/" not in n]
+EXPERIMENTS = [n for n in config_names() if not n.startswith("quick/")]
+C4 = [n for n in EXPERIMENTS if re.fullmatch(r"faster_rcnn_[RX]\d+(_\d+x\d+d)?", n)]
+NORMS = {None: "FrozenBatchNorm2d", "_gn": "GroupNorm", "_syncbn": "SyncBatchNorm"}
 
 
 def build_on_meta(cfg):
@@ -37,19 +42,37 @@ def test_the_model_is_what_the_file_name_says(name):
     )
 
     model = build_on_meta(cfg)
-    backbone = model.backbone.bottom_up if parts["fpn"] else model.backbone
-    assert isinstance(model.backbone, FPN if parts["fpn"] else ResNeXt)
+    pyramid = parts["layout"] == "_FPN" or parts["detector"] == "panoptic_fpn"
+    backbone = model.backbone.bottom_up if pyramid else model.backbone
+    assert isinstance(model.backbone, FPN if pyramid else ResNeXt)
     assert isinstance(backbone, ResNeXt)
     assert backbone.variant == variant
     assert backbone.res2[0].conv2.groups == variant.cardinality
     assert backbone.res2[0].conv2.out_channels == variant.bottleneck_channels
-    assert isinstance(model.roi_heads, ResNeXtRes5ROIHeads) == (parts["fpn"] is None)
-    assert model.roi_heads.mask_on == (parts["detector"] == "mask_rcnn")
+    if not name.startswith("quick/"):
+        assert NORMS[parts["norm"]] in type(backbone.res3[0].conv2.norm).__name__
+    if parts["layout"] == "_DC5":
+        assert backbone.res5[0].conv2.dilation == (2, 2)
+        assert backbone.output_shape()["res5"].stride == 16
+    check_detector(parts["detector"], model, c4=not pyramid and parts["layout"] is None)
 
 
-@pytest.mark.parametrize("name", PAPER)
+def check_detector(detector, model, *, c4):
+    kinds = {"retinanet": RetinaNet, "rpn": ProposalNetwork, "panoptic_fpn": PanopticFPN}
+    assert type(model) is kinds.get(detector, GeneralizedRCNN)
+    if detector in ("retinanet", "rpn"):
+        return
+    assert isinstance(model.roi_heads, ResNeXtRes5ROIHeads) == c4
+    assert isinstance(model.roi_heads, CascadeROIHeads) == (detector == "cascade_rcnn")
+    assert model.roi_heads.mask_on == (detector in ("mask_rcnn", "panoptic_fpn"))
+    assert getattr(model.roi_heads, "keypoint_on", False) == (detector == "keypoint_rcnn")
+    assert (model.proposal_generator is None) == (detector == "fast_rcnn")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_weights_and_preprocessing_travel_together(name):
     text = config_path(name).read_text()
+    assert len(text.splitlines()) <= 15
     for key in ("WEIGHTS", "PIXEL_MEAN", "PIXEL_STD", "STRIDE_IN_1X1", "FORMAT"):
         assert f" {key}: " in text
     cfg = resnext_det.get_cfg(name)
@@ -59,13 +82,18 @@ def test_weights_and_preprocessing_travel_together(name):
     assert (cfg.INPUT.FORMAT == "BGR") == cfg.MODEL.WEIGHTS.startswith("detectron2://")
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_a_paper_config_needs_only_detectron2s_keys_and_the_papers_splits(name):
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_needs_only_detectron2s_keys_and_the_papers_splits(name):
     cfg = detectron2.config.get_cfg()
     cfg.merge_from_file(str(config_path(name)))
-    assert cfg.DATASETS.TRAIN == ("coco_trainval35k",)
-    assert cfg.DATASETS.TEST == ("coco_minival",)
-    assert len(config_path(name).read_text().splitlines()) <= 15
+    for kind, split in (("TRAIN", "trainval35k"), ("TEST", "minival")):
+        (dataset,) = cfg.DATASETS[kind]
+        if not name.startswith("panoptic"):
+            assert dataset in (f"coco_{split}", f"keypoints_coco_{split}")
+
+
+def test_the_papers_four_rows_are_there():
+    assert [f"faster_rcnn_{n}" for n in ("R101", "R50", "X101_32x4d", "X50_32x4d")] == C4
 
 
 @pytest.mark.parametrize("name", ["R50", "X50_32x4d", "R101", "X101_32x4d"])

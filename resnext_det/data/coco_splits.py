@@ -2,12 +2,14 @@
 
 minival holds the images of val2017 and trainval35k those of train2017; only file names and folders
 differ. So the same config runs on a 2014 tree with the minival annotation files and on a 2017 tree.
+The same images with persons' keypoints are `keypoints_coco_trainval35k` and
+`keypoints_coco_minival`.
 """
 
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -26,10 +28,12 @@ class Split:
         layouts: for each layout, pairs of an image folder and an annotation file below `coco/`; the
             images of all pairs together are the split.
         num_images: images in the full split.
+        metadata_of: Detectron2's data set with the same classes.
     """
 
     layouts: dict[str, tuple[tuple[str, str], ...]]
     num_images: int
+    metadata_of: str = "coco_2017_val"
 
 
 # Image counts: Appendix B (82,783 + 35,504, and 5,000).
@@ -54,6 +58,21 @@ SPLITS = {
 }
 
 
+def _with_keypoints(split: Split) -> Split:
+    """The same images with COCO's person_keypoints files, which list images without persons too."""
+    layouts = {
+        layout: tuple(
+            (images, file.replace("instances_", "person_keypoints_")) for images, file in pairs
+        )
+        for layout, pairs in split.layouts.items()
+    }
+    return replace(split, layouts=layouts, metadata_of="keypoints_coco_2017_val")
+
+
+KEYPOINT_SPLITS = {f"keypoints_{name}": _with_keypoints(split) for name, split in SPLITS.items()}
+_ALL_SPLITS = {**SPLITS, **KEYPOINT_SPLITS}
+
+
 def datasets_root() -> Path:
     """Return the root of all data sets: `$DETECTRON2_DATASETS`, or `datasets` as in Detectron2."""
     return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
@@ -63,7 +82,7 @@ def find_split(name: str, coco: Path) -> tuple[tuple[Path, Path], ...]:
     """Find the files of a split below a COCO folder; the 2014 layout wins where both are there.
 
     Args:
-        name: a key of `SPLITS`.
+        name: a key of `SPLITS` or `KEYPOINT_SPLITS`.
         coco: the folder that holds `annotations/` and the image folders.
 
     Returns:
@@ -73,7 +92,7 @@ def find_split(name: str, coco: Path) -> tuple[tuple[Path, Path], ...]:
         UserError: if neither layout is complete, naming each path that was looked for.
     """
     looked_for = []
-    for layout, pairs in SPLITS[name].layouts.items():
+    for layout, pairs in _ALL_SPLITS[name].layouts.items():
         found = tuple((coco / images, coco / annotations) for images, annotations in pairs)
         missing = [str(p.relative_to(coco)) for pair in found for p in pair if not p.exists()]
         if not missing:
@@ -109,13 +128,13 @@ def load_split(name: str) -> list[dict]:
     """
     pairs = find_split(name, datasets_root() / "coco")
     records = [r for images, file in pairs for r in load_coco_file(file, images, name)]
-    if len(records) != SPLITS[name].num_images:
+    if len(records) != _ALL_SPLITS[name].num_images:
         logger.warning(
             "%s has %d images here, not the %d of the full split: "
             "its AP is not comparable with published ones",
             name,
             len(records),
-            SPLITS[name].num_images,
+            _ALL_SPLITS[name].num_images,
         )
     if len(pairs) == 1:
         images, file = pairs[0]
@@ -125,11 +144,14 @@ def load_split(name: str) -> list[dict]:
 
 
 def register_coco_splits() -> None:
-    """Register both splits with Detectron2, with COCO's 80 classes; files are read when loaded."""
-    coco_metadata = MetadataCatalog.get("coco_2017_val").as_dict()
-    for key in ("name", "json_file", "image_root"):
-        coco_metadata.pop(key)
-    for name in SPLITS:
+    """Register all splits with Detectron2, with COCO's 80 classes, or person and its keypoints.
+
+    Files are read when a split is loaded.
+    """
+    for name, split in _ALL_SPLITS.items():
         if name not in DatasetCatalog:
+            metadata = MetadataCatalog.get(split.metadata_of).as_dict()
+            for key in ("name", "json_file", "image_root"):
+                metadata.pop(key)
             DatasetCatalog.register(name, lambda name=name: load_split(name))
-            MetadataCatalog.get(name).set(**coco_metadata)
+            MetadataCatalog.get(name).set(**metadata)

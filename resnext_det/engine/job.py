@@ -15,7 +15,22 @@ from .trainer import Trainer, set_aside_metrics, write_results
 
 logger = logging.getLogger(__name__)
 
-_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+# Metrics of detections, and of an RPN's proposals, with the names that they are shown by.
+_METRICS = {
+    "AP": "AP",
+    "AP50": "AP@0.5",
+    "AP75": "AP@0.75",
+    "APs": "AP small",
+    "APm": "AP medium",
+    "APl": "AP large",
+}
+_PROPOSAL_METRICS = {
+    "AR@100": "AR@100",
+    "ARs@100": "small",
+    "ARm@100": "medium",
+    "ARl@100": "large",
+    "AR@1000": "AR@1000",
+}
 
 
 def train_or_evaluate(args: argparse.Namespace) -> dict:
@@ -59,14 +74,18 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
 def format_results(results: Mapping) -> str:
     """Print results as a table in percent, a row a task: COCO AP (mean over IoU 0.5..0.95), AP@0.5.
 
+    An RPN's `box_proposals` get the average recall of 100 and 1000 proposals an image instead.
     Metrics without ground truth, such as APl without large objects, print as n/a.
     """
     several = any(isinstance(v, Mapping) for value in results.values() for v in value.values())
+    datasets = results.items() if several else (("", results),)
+    proposals = any("box_proposals" in tasks for _, tasks in datasets)
+    names = _PROPOSAL_METRICS if proposals else _METRICS
     rows = []
-    for dataset, tasks in results.items() if several else (("", results),):
+    for dataset, tasks in datasets:
         for task, metrics in tasks.items():
-            shown = [metrics.get(name, math.nan) for name in _METRICS]
+            shown = [metrics.get(name, math.nan) for name in names]
             cells = ["n/a" if math.isnan(v) else f"{v:.2f}" for v in shown]
             rows.append([f"{dataset} {task}".strip(), *cells])
-    headers = ["", "AP", "AP@0.5", "AP@0.75", "AP small", "AP medium", "AP large"]
+    headers = ["", *names.values()]
     return tabulate(rows, headers, tablefmt="simple", stralign="right", disable_numparse=True)

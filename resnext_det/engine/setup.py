@@ -33,13 +33,16 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     """
     if not args.config_file:
         raise UserError("--config-file is missing, e.g. configs/faster_rcnn_X50_32x4d.yaml")
-    cfg = load_config(args.config_file, args.opts)
-    fell_back = _choose_device(cfg, args.opts)
-    check_config(cfg)
+    cfg, fell_back = read_config(args.config_file, args.opts)
+    plain_norms = without_sync_bn(cfg)
     cfg.freeze()
-    _set_up_logs(cfg.OUTPUT_DIR)
+    set_up_logs(cfg.OUTPUT_DIR)
     if fell_back:
         logger.warning("no GPU is visible: running on the CPU (MODEL.DEVICE cpu)")
+    if plain_norms:
+        logger.warning(
+            "SyncBN needs several processes with a GPU each: plain BN in %s", ", ".join(plain_norms)
+        )
     logger.debug("environment:\n%s", collect_env_info())
     logger.debug("arguments: %s", args)
     if comm.is_main_process():
@@ -47,6 +50,21 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
     return cfg
+
+
+def read_config(config_file: str, overrides: list[str]) -> tuple[CfgNode, bool]:
+    """Read a config, choose the device, and check it; nothing is written.
+
+    Returns:
+        The config, and whether the CPU took the place of a GPU.
+
+    Raises:
+        UserError: as `load_config` and `check_config`.
+    """
+    cfg = load_config(config_file, overrides)
+    fell_back = _choose_device(cfg, overrides)
+    check_config(cfg)
+    return cfg, fell_back
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -108,7 +126,31 @@ def _choose_device(cfg: CfgNode, overrides: list[str]) -> bool:
     return True
 
 
-def _set_up_logs(output_dir: str) -> None:
+def without_sync_bn(cfg: CfgNode) -> list[str]:
+    """Replace SyncBN by BN in `cfg` where one process has nobody to share with, or on CPUs.
+
+    Parameters keep their names. Several CPU processes each use their own images' statistics, as
+    torch synchronises batch norm on GPUs alone.
+
+    Returns:
+        The keys that were replaced, e.g. MODEL.RESNETS.NORM.
+    """
+    if comm.get_world_size() > 1 and cfg.MODEL.DEVICE != "cpu":
+        return []
+    replaced = []
+    for name, node in cfg.MODEL.items():
+        if isinstance(node, CfgNode) and "SyncBN" in str(node.get("NORM", "")):
+            node.NORM = "BN"
+            replaced.append(f"MODEL.{name}.NORM")
+    return replaced
+
+
+def set_up_logs(output_dir: str) -> None:
+    """Log to the console and to `output_dir/log.txt`, in place of an earlier job's folder.
+
+    Raises:
+        UserError: if the folder cannot be made.
+    """
     rank = comm.get_rank()
     if comm.is_main_process():
         try:
@@ -116,6 +158,9 @@ def _set_up_logs(output_dir: str) -> None:
         except OSError as error:
             raise UserError(f"OUTPUT_DIR {output_dir} cannot be made: {error}") from error
     comm.synchronize()
+    for name in ("resnext_det", "detectron2", "fvcore"):
+        logging.getLogger(name).handlers.clear()
+    setup_logger.cache_clear()  # it would take its handlers to be there still
     ours = setup_logger(output_dir, rank, name="resnext_det", abbrev_name="resnext_det")
     for handler in ours.handlers:
         if getattr(handler, "stream", None) is sys.stdout:

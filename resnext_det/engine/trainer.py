@@ -104,9 +104,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model; on a CPU in channels_last, in which grouped convolutions are faster."""
+        """Build the model; on a CPU in channels_last, in which grouped convolutions are faster.
+
+        Detectron2's keypoint loss takes only contiguous maps, so keypoint models stay as they are.
+        """
         model = super().build_model(cfg)
-        if cfg.MODEL.DEVICE == "cpu":
+        if cfg.MODEL.DEVICE == "cpu" and not cfg.MODEL.KEYPOINT_ON:
             model = model.to(memory_format=torch.channels_last)
         return model
 

@@ -1,0 +1,170 @@
+"""The main job from a Python config (Detectron2's LazyConfig)."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ..errors import UserError
+from ..weights import StrictCheckpointer
+from .job import format_results
+from .lazy_config import check_lazy_config, load_lazy_config, without_sync_bn_in
+from .setup import set_up_logs
+from .trainer import StrictJSONWriter, set_aside_metrics, write_results
+
+logger = logging.getLogger(__name__)
+
+
+def train_or_evaluate_lazy(args: argparse.Namespace) -> dict:
+    """Do what the command line says, and write `train.output_dir`/results.json.
+
+    Args:
+        args: parsed by `argument_parser()`; `opts` are `key=value` overrides.
+
+    Returns:
+        On the main process the results, {task: {metric: percent}}; elsewhere an empty dict.
+
+    Raises:
+        UserError: for a mistake in the config, the data or the weights.
+    """
+    cfg = prepare_lazy(args)
+    model = instantiate(cfg.model).to(cfg.train.device)
+    with_keypoints = OmegaConf.select(cfg, "model.roi_heads.keypoint_head") is not None
+    if cfg.train.device == "cpu" and not with_keypoints:  # whose loss needs contiguous maps
+        model = model.to(memory_format=torch.channels_last)  # grouped convolutions are faster
+    if args.eval_only:
+        checkpointer = StrictCheckpointer(model, cfg.train.output_dir)
+        checkpointer.whole_model = True
+        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+        if not cfg.train.init_checkpoint and not args.resume:
+            logger.warning("train.init_checkpoint is empty: evaluating random weights")
+        results = evaluate(cfg, model)
+    else:
+        results = train(cfg, model, resume=args.resume)
+    if not comm.is_main_process():
+        return {}
+    write_results(results, Path(cfg.train.output_dir) / "results.json")
+    logger.info(
+        "results on %s, in percent:\n%s", cfg.dataloader.test.dataset.names, format_results(results)
+    )
+    return results
+
+
+def train(cfg: DictConfig, model: nn.Module, *, resume: bool = False) -> dict:
+    """Train `model` for `train.max_iter` iterations and evaluate it.
+
+    Returns:
+        The last evaluation's results on the main process.
+
+    Raises:
+        UserError: if the run to resume is finished, or the weights do not fit.
+    """
+    folder = Path(cfg.train.output_dir)
+    if comm.is_main_process() and not resume:
+        set_aside_metrics(folder)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    ddp = dict(cfg.train.ddp)
+    if cfg.train.device == "cpu":
+        ddp["device_ids"] = None
+    model = create_ddp_model(model, **ddp)
+    step = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
+    trainer = step(model, instantiate(cfg.dataloader.train), optimizer)
+    checkpointer = StrictCheckpointer(model, str(folder), trainer=trainer)
+    results = {}
+
+    def test() -> dict:
+        results.clear()
+        results.update(evaluate(cfg, model))
+        return results
+
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
+            if comm.is_main_process()
+            else None,
+            hooks.EvalHook(cfg.train.eval_period, test),
+            hooks.PeriodicWriter(_writers(cfg), period=cfg.train.log_period)
+            if comm.is_main_process()
+            else None,
+        ]
+    )
+    found = resume and checkpointer.has_checkpoint()
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    start = trainer.iter + 1 if found else 0
+    if found and start >= cfg.train.max_iter:
+        raise UserError(
+            f"the run in {folder} is finished (iteration {start} of {cfg.train.max_iter}): raise "
+            "train.max_iter, or use --eval-only"
+        )
+    if resume and not found:
+        logger.warning("--resume: no checkpoint in %s, starting anew", folder)
+    frozen = sum(not p.requires_grad for p in model.parameters())
+    if frozen and not found and not cfg.train.init_checkpoint:
+        logger.warning(
+            "train.init_checkpoint is empty and %d random tensors are frozen: fine for a trial, "
+            "wrong for a result",
+            frozen,
+        )
+    trainer.train(start, cfg.train.max_iter)
+    return results
+
+
+def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
+    """Evaluate on `dataloader.test`; results are {task: {metric: percent}} on the main process."""
+    loader = instantiate(cfg.dataloader.test)  # first: loading a split finds its annotation file
+    return inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator)) or {}
+
+
+def prepare_lazy(args: argparse.Namespace) -> DictConfig:
+    """Turn command-line arguments into a checked config, and set up logs and random seeds.
+
+    Writes `train.output_dir`/config.yaml and log.txt.
+
+    Raises:
+        UserError: for whatever in the config cannot work on this machine or data set.
+    """
+    if not args.config_file:
+        raise UserError("--config-file is missing, e.g. configs/lazy/faster_rcnn_X50_32x4d.py")
+    cfg = load_lazy_config(args.config_file, args.opts)
+    fell_back = not torch.cuda.is_available() and cfg.train.device.startswith("cuda")
+    if fell_back:
+        if any(word.startswith("train.device=") for word in args.opts):
+            raise UserError(f"train.device={cfg.train.device}: no GPU is visible to torch")
+        cfg.train.device = "cpu"
+    check_lazy_config(cfg)
+    set_up_logs(cfg.train.output_dir)
+    if fell_back:
+        logger.warning("no GPU is visible: running on the CPU (train.device=cpu)")
+    if (comm.get_world_size() == 1 or cfg.train.device == "cpu") and without_sync_bn_in(cfg.model):
+        logger.warning("SyncBN needs several processes with a GPU each: plain BN in the model")
+    logger.debug("environment:\n%s", collect_env_info())
+    logger.debug("arguments: %s", args)
+    if comm.is_main_process():
+        LazyConfig.save(cfg, str(Path(cfg.train.output_dir) / "config.yaml"))
+    seed = cfg.train.get("seed", -1)
+    seed_all_rng(None if seed < 0 else seed + comm.get_rank())
+    return cfg
+
+
+def _writers(cfg: DictConfig) -> list:
+    printer = CommonMetricPrinter(cfg.train.max_iter)
+    printer.logger = logging.getLogger("resnext_det.progress")
+    folder = cfg.train.output_dir
+    return [
+        printer,
+        StrictJSONWriter(str(Path(folder) / "metrics.json")),
+        TensorboardXWriter(folder),
+    ]

@@ -1,0 +1,121 @@
+"""Reading Python configs (Detectron2's LazyConfig): overrides, mistyped keys, and checks."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from detectron2.config import LazyConfig
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..config import config_dir, suggest
+from ..errors import UserError
+
+_KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+
+
+def load_lazy_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read a Python config and apply `key=value` overrides; `+key=value` adds a key.
+
+    Args:
+        config_file: a path, or the name of a shipped one, e.g. "lazy/faster_rcnn_X50_32x4d".
+        overrides: in Hydra's grammar, e.g. ["optimizer.lr=0.01"].
+
+    Raises:
+        UserError: for a file that is absent, not Python or not a whole config, or an override that
+            is not of this form, names an unknown key or does not fit its place.
+    """
+    path = Path(config_file)
+    shipped = config_dir() / f"{config_file.removesuffix('.py')}.py"
+    if not path.is_file():
+        if not shipped.is_file():
+            names = [str(p.relative_to(config_dir()))[:-3] for p in config_dir().rglob("*.py")]
+            names = [name for name in names if "/common/" not in name]
+            raise UserError(
+                f"config file {config_file!r} does not exist{suggest(config_file, names)}"
+            )
+        path = shipped
+    if path.suffix != ".py":
+        raise UserError(f"{path} is not a Python config: tools/train_net.py reads YAML")
+    try:
+        cfg = LazyConfig.load(str(path))
+    except SyntaxError as error:
+        raise UserError(f"{path}: {error.__cause__ or error}") from error
+    absent = [key for key in _KEYS if key not in cfg]
+    if absent:
+        raise UserError(f"{path} does not define {', '.join(absent)}")
+    _check_overrides(cfg, overrides)
+    try:
+        return LazyConfig.apply_overrides(cfg, list(overrides))
+    except (OmegaConfBaseException, KeyError, NotImplementedError) as error:
+        raise UserError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
+
+
+def check_lazy_config(cfg: DictConfig) -> None:
+    """Refuse what could only fail later or give wrong results.
+
+    Raises:
+        UserError: for mixed precision on a CPU, a batch that the processes cannot share, an unknown
+            data set, or another number of classes than the data has.
+    """
+    processes = comm.get_world_size()
+    batch = cfg.dataloader.train.total_batch_size
+    if batch % processes:
+        raise UserError(
+            f"dataloader.train.total_batch_size {batch} cannot be shared by {processes} processes: "
+            f"use a multiple of {processes}"
+        )
+    if cfg.train.amp.enabled and cfg.train.device == "cpu":
+        raise UserError("train.amp.enabled=True needs a GPU: set it to False on the CPU")
+    configured = OmegaConf.select(cfg, "model.roi_heads.num_classes")
+    for loader in (cfg.dataloader.train, cfg.dataloader.test):
+        names = loader.dataset.names
+        for name in [names] if isinstance(names, str) else names:
+            if name not in DatasetCatalog:
+                raise UserError(f"dataset {name} is not registered{suggest(name, DatasetCatalog)}")
+            classes = MetadataCatalog.get(name).get("thing_classes")
+            if classes is not None and configured not in (None, len(classes)):
+                raise UserError(
+                    f"dataset {name} has {len(classes)} classes, model.roi_heads.num_classes is "
+                    f"{configured}: set model.roi_heads.num_classes={len(classes)}"
+                )
+
+
+def _check_overrides(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    known = set(_keys(cfg))
+    for word in overrides:
+        if word.startswith("--"):
+            raise UserError(f"{word} stands after the key=value overrides: put flags before them")
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            raise UserError(f"override {word!r} is not of the form key=value") from error
+        key = override.key_or_group
+        if not override.is_add() and key not in known:
+            raise UserError(f"unknown config key {key!r} (+{word} adds it){suggest(key, known)}")
+
+
+def _keys(node: DictConfig | ListConfig, prefix: str = "") -> Iterable[str]:
+    names = range(len(node)) if isinstance(node, ListConfig) else node
+    for name in names:
+        yield f"{prefix}{name}"
+        # an interpolation, and an argument without a value yet, has no keys below it
+        if not OmegaConf.is_interpolation(node, name) and not OmegaConf.is_missing(node, name):
+            child = node[name]
+            if OmegaConf.is_config(child):
+                yield from _keys(child, f"{prefix}{name}.")
+
+
+def without_sync_bn_in(node: DictConfig) -> bool:
+    """Replace every SyncBN below `node` by BN, in place.
+
+    Returns:
+        Whether there was any.
+    """
+    keys = [key for key in _keys(node) if OmegaConf.select(node, key) == "SyncBN"]
+    for key in keys:
+        OmegaConf.update(node, key, "BN")
+    return bool(keys)
