@@ -1,14 +1,11 @@
 """The rest of Detectron2's detectors on ResNeXt, group and synchronised norms, and freezing."""
 
-import logging
-
 import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
 import resnext_det
@@ -134,13 +131,7 @@ def test_sync_bn_stays_where_several_gpus_share_a_batch(monkeypatch):
 def test_sync_bn_without_company_becomes_bn_and_is_said_once(tmp_path, capsys):
     options = [*SMALL, "OUTPUT_DIR", str(tmp_path)]
     command = ["--config-file", "mask_rcnn_X50_32x4d_FPN_syncbn", *options]
-    try:
-        cfg = prepare(argument_parser().parse_args(command))
-    finally:
-        setup_logger.cache_clear()
-        for name in ("resnext_det", "detectron2", "fvcore"):
-            logging.getLogger(name).handlers.clear()
-            logging.getLogger(name).propagate = True
+    cfg = prepare(argument_parser().parse_args(command))
     nodes = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
     assert [cfg.MODEL[node].NORM for node in nodes] == ["BN"] * 4
     (line,) = [line for line in capsys.readouterr().out.split("\n") if "SyncBN" in line]

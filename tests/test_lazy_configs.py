@@ -1,7 +1,6 @@
 """Python configs build the same detectors as the YAML ones, and train."""
 
 import json
-import logging
 import re
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from detectron2.utils.logger import setup_logger
 
 import resnext_det
 from resnext_det.config import config_dir
@@ -166,11 +164,7 @@ def job(tmp_path, monkeypatch):
         flags = argument_parser().parse_args(["--config-file", config, *overrides])
         return run_job(train_or_evaluate_lazy, flags)
 
-    yield run
-    setup_logger.cache_clear()
-    for name in ("resnext_det", "detectron2", "fvcore"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
+    return run
 
 
 FAST = (

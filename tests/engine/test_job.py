@@ -1,11 +1,9 @@
 """The main job in this process: what it refuses, and in what words."""
 
 import json
-import logging
 
 import pytest
 import torch
-from detectron2.utils.logger import setup_logger
 
 import resnext_det
 from resnext_det.data import shapes
@@ -16,16 +14,6 @@ from tests.helpers import needs_tiny_coco, write_coco_subset
 
 QUICK = "quick/faster_rcnn_X26_8x4d_FPN"
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
-
-
-@pytest.fixture(autouse=True)
-def own_loggers():
-    """Detectron2 adds log handlers once per process and folder; take them away again."""
-    yield
-    setup_logger.cache_clear()
-    for name in ("resnext_det", "detectron2", "fvcore"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """Table 8: the figures that it reads, compares and prints, and the four rows that it trains."""
 
 import json
-import logging
 import math
 
 import pytest
-from detectron2.utils.logger import setup_logger
 
 import resnext_det
 from resnext_det.data import shapes
@@ -15,16 +13,6 @@ from resnext_det.engine.table8 import format_table8, make_table8, table8_parser
 from resnext_det.modeling import variant_from_config
 
 QUICK = ["X50_1x16d", "X50_4x6d", "X101_1x16d", "X101_4x6d"]
-
-
-@pytest.fixture(autouse=True)
-def own_loggers():
-    """Detectron2 adds log handlers once per process and folder; take them away again."""
-    yield
-    setup_logger.cache_clear()
-    for name in ("resnext_det", "detectron2", "fvcore"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
 
 
 def run(*words):

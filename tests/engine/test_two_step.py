@@ -1,7 +1,6 @@
 """The paper's two-step detector: configs, proposals, and a run that goes on where it stopped."""
 
 import json
-import logging
 import pickle
 import re
 
@@ -12,7 +11,6 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.build import load_proposals_into_dataset
 from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
-from detectron2.utils.logger import setup_logger
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -48,16 +46,6 @@ SMALL = {
     "SOLVER.BASE_LR": 1e-4,
     "SEED": 1,
 }
-
-
-@pytest.fixture(autouse=True)
-def own_loggers():
-    """Detectron2 adds log handlers once per process and folder; take them away again."""
-    yield
-    setup_logger.cache_clear()
-    for name in ("resnext_det", "detectron2", "fvcore"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture
