@@ -18,9 +18,11 @@ except ImportError as error:
     if "resnext_det.doctor" not in sys.orig_argv:
         from .doctor import detectron2_command
 
-        raise ImportError(
-            f"resnext_det needs Detectron2 ({error}). Install it with: {detectron2_command()}"
-        ) from error
+        if (error.name or "").split(".")[0] == "detectron2":
+            remedy = f"Install it with: {detectron2_command()}"
+        else:
+            remedy = f"See what is missing with: {sys.executable} -m resnext_det.doctor"
+        raise ImportError(f"resnext_det needs Detectron2 ({error}). {remedy}") from error
 else:
     from .config import add_resnext_config, get_cfg, register_training_keys
     from .data import register_datasets

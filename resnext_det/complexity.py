@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.analysis import FlopCountAnalysis as DetectorFlopCount
 from fvcore.nn import FlopCountAnalysis
 from matplotlib.figure import Figure
@@ -169,12 +170,14 @@ class DetectorComplexity:
         parameters: of each part.
         multiply_adds: of each part, all operators that fvcore counts.
         regions: proposals that the RoI heads worked on; None without RoI heads.
+        detections: boxes that remained of them, on which mask and keypoint heads worked.
         unsupported: operators that fvcore does not count, with their number of calls.
     """
 
     parameters: dict[str, int]
     multiply_adds: dict[str, int]
     regions: int | None
+    detections: int | None
     unsupported: dict[str, int]
 
 
@@ -191,7 +194,8 @@ def detector_complexity(cfg: CfgNode, height: int, width: int) -> DetectorComple
     """Count a whole detector on one image of the given size, with random weights.
 
     The count of the RoI heads is for the number of proposals that survive NMS, at most
-    `MODEL.RPN.POST_NMS_TOPK_TEST`.
+    `MODEL.RPN.POST_NMS_TOPK_TEST`, and for detections of any score, at most
+    `TEST.DETECTIONS_PER_IMAGE`. Constants of frozen batch norms are not parameters.
 
     Args:
         cfg: the detector; its weights are not loaded.
@@ -202,15 +206,23 @@ def detector_complexity(cfg: CfgNode, height: int, width: int) -> DetectorComple
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0  # random scores would leave mask heads nothing
     model = build_model(cfg).eval()
     regions: list[int] = []
+    detections: list[int] = []
     heads = getattr(model, "roi_heads", None)
     if heads is not None:
         heads.register_forward_pre_hook(lambda _, inputs: regions.append(len(inputs[2][0])))
+        heads.register_forward_hook(lambda *call: detections.append(len(call[2][0][0])))
     image = torch.randint(256, (3, height, width), dtype=torch.uint8)
+    sample = {"image": image, "height": height, "width": width}
+    if cfg.MODEL.LOAD_PROPOSALS:
+        sample["proposals"] = _some_proposals(
+            cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST, height, width
+        )
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        analysis = DetectorFlopCount(model, [{"image": image, "height": height, "width": width}])
+        analysis = DetectorFlopCount(model, [sample])
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.tracer_warnings("none")
         by_module = analysis.by_module()
@@ -229,8 +241,17 @@ def detector_complexity(cfg: CfgNode, height: int, width: int) -> DetectorComple
         {part: parameters[part] for part in order},
         {part: multiply_adds[part] for part in order},
         regions[-1] if regions else None,
+        detections[-1] if detections else None,
         unsupported,
     )
+
+
+def _some_proposals(number: int, height: int, width: int) -> Instances:
+    corners = torch.rand(number, 2) * torch.tensor([width, height]) / 2
+    proposals = Instances((height, width))
+    proposals.proposal_boxes = Boxes(torch.cat([corners, corners + min(width, height) / 2], dim=1))
+    proposals.objectness_logits = torch.zeros(number)
+    return proposals
 
 
 def _children(model: nn.Module, name: str) -> list[str]:
@@ -250,7 +271,7 @@ def format_detector(result: DetectorComplexity) -> str:
         cells, ["part", "params (M)", "mult-adds (G)"], stralign="right", disable_numparse=True
     )
     if result.regions is not None:
-        text += f"\nRoI heads on {result.regions} proposals"
+        text += f"\nRoI heads on {result.regions} proposals, {result.detections} detections"
     if result.unsupported:
         names = ", ".join(f"{name} ({n}x)" for name, n in sorted(result.unsupported.items()))
         text += f"\nnot counted: {names}"

@@ -107,8 +107,12 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
             raise UserError(f"config file {config_file!r} does not exist, and {error}") from None
     cfg = get_cfg()
     try:
-        cfg.merge_from_file(str(path))
-    except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
+        cfg.merge_from_file(str(path), allow_unsafe=False)  # YAML tags could run code
+    except RecursionError as error:
+        raise UserError(f"{path}: its _BASE_ files name each other in a circle") from error
+    except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise UserError(f"{path}: {_explain(error, cfg)}") from error
+    except (yaml.YAMLError, OSError) as error:
         raise UserError(f"{path}: {_explain(error, cfg)}") from error
     _apply_overrides(cfg, overrides)
     return cfg

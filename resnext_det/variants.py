@@ -42,7 +42,7 @@ class Variant:
         if self.depth not in BLOCKS_PER_STAGE:
             raise ValueError(f"depth {self.depth} is not one of {sorted(BLOCKS_PER_STAGE)}")
         for name, value in (("cardinality", self.cardinality), ("width", self.width)):
-            if value < 1:
+            if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} {value} is not a positive integer")
 
     @classmethod

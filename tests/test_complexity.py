@@ -77,7 +77,14 @@ def test_a_detectors_parts_add_up():
     assert result.regions == 50
     assert "torchvision::roi_align" in result.unsupported
     text = complexity.format_detector(result)
-    assert "RoI heads on 50 proposals" in text
+    assert f"RoI heads on 50 proposals, {result.detections} detections" in text
+    assert result.detections > 0
+    without_masks = resnext_det.get_cfg("faster_rcnn_X50_32x4d_FPN")
+    without_masks.merge_from_list(["MODEL.RESNETS.DEPTH", 26, "MODEL.RPN.POST_NMS_TOPK_TEST", 50])
+    boxes_only = complexity.detector_complexity(without_masks, 128, 192).multiply_adds["RoI heads"]
+    # the mask head's first layer alone: 3x3 of 256 channels at 14x14 for each detection
+    least = result.detections * 14 * 14 * 9 * 256 * 256
+    assert result.multiply_adds["RoI heads"] > boxes_only + least
     assert "torchvision::roi_align" in text
 
 

@@ -91,7 +91,11 @@ def test_a_wrong_override_is_one_line(overrides, message):
         ("MODEL:\n  BACKBON:\n    NAME: x\n", "unknown config key 'MODEL.BACKBON"),
         ("MODEL: [", "config.yaml: "),
         ("SOLVER:\n  MAX_ITER: many\n", "Type mismatch"),
+        ("_BASE_: config.yaml\n", "in a circle"),
+        ("[1, 2]", "config.yaml: "),
+        ("MODEL: 3\n", "config.yaml: "),
         ("_BASE_: nowhere.yaml\n", "nowhere.yaml"),
+        ("OUTPUT_DIR: !!python/object/apply:os.getcwd []\n", "python/object/apply:os.getcwd"),
     ],
 )
 def test_a_wrong_file_is_one_line(text, message, tmp_path):

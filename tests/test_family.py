@@ -128,7 +128,8 @@ def test_sync_bn_stays_where_several_gpus_share_a_batch(monkeypatch):
     assert len(without_sync_bn(cfg)) == 4
 
 
-def test_sync_bn_without_company_becomes_bn_and_is_said_once(tmp_path, capsys):
+@needs_tiny_coco
+def test_sync_bn_without_company_becomes_bn_and_is_said_once(tiny_coco, tmp_path, capsys):
     options = [*SMALL, "OUTPUT_DIR", str(tmp_path)]
     command = ["--config-file", "mask_rcnn_X50_32x4d_FPN_syncbn", *options]
     cfg = prepare(argument_parser().parse_args(command))
@@ -221,3 +222,13 @@ def test_freezing_holds_for_other_norms(norm):
                 isinstance(m, nn.SyncBatchNorm) for m in getattr(network, stage).modules()
             )
         assert all(p.requires_grad == (index > 2) for p in parameters)
+
+
+@pytest.mark.parametrize("freeze_at", [4, 5])
+def test_freeze_at_5_freezes_a_c4_heads_res5_as_well(freeze_at):
+    cfg = resnext_det.get_cfg("faster_rcnn_X50_32x4d")
+    cfg.merge_from_list(["MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", freeze_at])
+    cfg.MODEL.RESNETS.DEPTH = 26
+    res5, _ = resnext_det.ResNeXtRes5ROIHeads._build_res5_block(cfg)
+    assert all(p.requires_grad == (freeze_at < 5) for p in res5.parameters())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in res5.modules()) == (freeze_at < 5)

@@ -192,7 +192,9 @@ def test_it_trains_evaluates_resumes_and_writes_its_files(job, tmp_path, capsys)
     assert json.loads((tmp_path / "again/results.json").read_text()) == results
 
     assert job("--resume", *FAST) == 1
-    assert "is finished (iteration 2 of 2): raise train.max_iter" in capsys.readouterr().err
+    assert (
+        "is finished (iteration 2 of 2): raise the number of iterations" in capsys.readouterr().err
+    )
     assert job("--resume", "train.max_iter=3", *FAST[1:]) == 0
     state = torch.load(output / "model_final.pth", weights_only=True)
     assert state["iteration"] == 2
@@ -202,7 +204,7 @@ def test_it_trains_evaluates_resumes_and_writes_its_files(job, tmp_path, capsys)
 
 def test_frozen_random_layers_are_said(job, capsys):
     assert job("model.backbone.bottom_up.freeze_at=2", *FAST) == 0
-    assert "random tensors are frozen: fine for a trial" in capsys.readouterr().out
+    assert "frozen random tensors stay as they are" in capsys.readouterr().out
 
 
 def test_sync_bn_without_company_becomes_bn_and_is_said_once(job, capsys):

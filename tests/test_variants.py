@@ -35,7 +35,7 @@ def test_an_unknown_depth_names_the_known_ones():
         Variant.parse("X-51-32x4d")
 
 
-@pytest.mark.parametrize(("cardinality", "width"), [(0, 4), (32, 0), (-1, 4)])
+@pytest.mark.parametrize(("cardinality", "width"), [(0, 4), (32, 0), (-1, 4), (32, 4.5), ("2", 4)])
 def test_cardinality_and_width_are_positive(cardinality, width):
     with pytest.raises(ValueError, match="not a positive integer"):
         Variant(50, cardinality, width)

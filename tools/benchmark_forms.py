@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed steps a form (default 5)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    if min(args.batch, args.size, args.rounds) < 1:
+        parser.error("--batch, --size and --rounds must be at least 1")
     silence_deprecations()
 
     variant = args.variant

@@ -43,6 +43,7 @@ find_python() {
 fingerprint() {
     # what is installed: the pins, the package's own metadata, the Detectron2 asked for
     cat requirements/*.txt setup.py | cksum
+    pwd # the package is installed as a link to this folder
     echo "$1"
 }
 
@@ -96,7 +97,7 @@ if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(fingerprint "$detectron2")" ]; th
     exit 0
 fi
 
-if ! [ -x "$VENV/bin/python" ]; then
+if ! [ -x "$VENV/bin/pip" ]; then
     python=$(find_python)
     [ "$(free_gb)" -ge "$NEEDED_GB" ] ||
         fail "the disk is full: $(free_gb) GB free here, about $NEEDED_GB needed"

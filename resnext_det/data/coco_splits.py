@@ -6,7 +6,6 @@ The same images with persons' keypoints are `keypoints_coco_trainval35k` and
 `keypoints_coco_minival`.
 """
 
-import json
 import logging
 import os
 from dataclasses import dataclass, replace
@@ -104,20 +103,43 @@ def find_split(name: str, coco: Path) -> tuple[tuple[Path, Path], ...]:
     )
 
 
+def require_files(name: str) -> None:
+    """Check that a data set's annotation file and image folder are there, before a long training.
+
+    Raises:
+        UserError: if they are not; for data sets of unknown places nothing is checked.
+    """
+    if name in _ALL_SPLITS:
+        find_split(name, datasets_root() / "coco")
+        return
+    metadata = MetadataCatalog.get(name)
+    for key in ("json_file", "image_root"):
+        path = metadata.get(key)
+        if path is not None and "://" not in path and not Path(path).exists():
+            raise UserError(f"dataset {name}: {path} does not exist")
+
+
 def load_coco_file(json_file: Path, image_root: Path, dataset_name: str) -> list[dict]:
     """Read a COCO annotation file in Detectron2's dataset format.
 
     Raises:
-        UserError: if the file is not COCO JSON, or lists other categories than the dataset has.
+        UserError: if the file is not COCO JSON, lists no image, or lists other categories than the
+            dataset has.
     """
     try:
-        return load_coco_json(str(json_file), str(image_root), dataset_name)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
-        raise UserError(f"{json_file} is not a COCO annotation file: {error!r}") from error
+        records = load_coco_json(str(json_file), str(image_root), dataset_name)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{json_file} is not a COCO annotation file: {reason}") from error
     except AssertionError as error:
-        if "thing_classes" not in str(error):
-            raise
-        raise UserError(f"{json_file} lists other categories than {dataset_name} has") from error
+        if "thing_classes" in str(error):
+            reason = f"lists other categories than {dataset_name} has"
+        else:
+            reason = f"is not valid COCO: {' '.join(str(error).split())}"
+        raise UserError(f"{json_file} {reason}") from error
+    if not records:
+        raise UserError(f"{json_file} lists no image")
+    return records
 
 
 def load_split(name: str) -> list[dict]:

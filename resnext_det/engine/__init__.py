@@ -1,8 +1,9 @@
 """Training and evaluation."""
 
+from .checks import check_config
 from .job import format_results, train_or_evaluate
 from .launch import argument_parser, run_job
-from .setup import check_config, prepare
+from .setup import prepare
 from .trainer import Trainer
 
 __all__ = [

@@ -52,7 +52,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
         checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR)
         checkpointer.whole_model = True
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        if not cfg.MODEL.WEIGHTS and not args.resume:
+        if not cfg.MODEL.WEIGHTS and not (args.resume and checkpointer.has_checkpoint()):
             logger.warning("MODEL.WEIGHTS is empty: evaluating random weights")
         results = Trainer.test(cfg, model)
     else:
@@ -65,6 +65,9 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
     if not comm.is_main_process():
         return {}
     write_results(results, Path(cfg.OUTPUT_DIR) / "results.json")
+    if not results:
+        logger.warning("DATASETS.TEST is empty, or has no annotations: nothing was evaluated")
+        return results
     logger.info(
         "results on %s, in percent:\n%s", ", ".join(cfg.DATASETS.TEST), format_results(results)
     )

@@ -11,7 +11,6 @@ from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -20,7 +19,13 @@ from ..weights import StrictCheckpointer
 from .job import format_results
 from .lazy_config import check_lazy_config, load_lazy_config, without_sync_bn_in
 from .setup import set_up_logs
-from .trainer import StrictJSONWriter, set_aside_metrics, write_results
+from .trainer import (
+    announce_start,
+    run_writers,
+    set_aside_metrics,
+    warn_of_frozen_random_layers,
+    write_results,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +43,11 @@ def train_or_evaluate_lazy(args: argparse.Namespace) -> dict:
         UserError: for a mistake in the config, the data or the weights.
     """
     cfg = prepare_lazy(args)
-    model = instantiate(cfg.model).to(cfg.train.device)
+    try:
+        model = instantiate(cfg.model).to(cfg.train.device)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the config's model cannot be built: {reason}") from error
     with_keypoints = OmegaConf.select(cfg, "model.roi_heads.keypoint_head") is not None
     if cfg.train.device == "cpu" and not with_keypoints:  # whose loss needs contiguous maps
         model = model.to(memory_format=torch.channels_last)  # grouped convolutions are faster
@@ -72,54 +81,43 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool = False) -> dict:
     folder = Path(cfg.train.output_dir)
     if comm.is_main_process() and not resume:
         set_aside_metrics(folder)
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    ddp = dict(cfg.train.ddp)
-    if cfg.train.device == "cpu":
-        ddp["device_ids"] = None
-    model = create_ddp_model(model, **ddp)
-    step = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
-    trainer = step(model, instantiate(cfg.dataloader.train), optimizer)
-    checkpointer = StrictCheckpointer(model, str(folder), trainer=trainer)
-    results = {}
-
-    def test() -> dict:
-        results.clear()
-        results.update(evaluate(cfg, model))
-        return results
-
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
-            if comm.is_main_process()
-            else None,
-            hooks.EvalHook(cfg.train.eval_period, test),
-            hooks.PeriodicWriter(_writers(cfg), period=cfg.train.log_period)
-            if comm.is_main_process()
-            else None,
-        ]
-    )
+    trainer = _build_trainer(cfg, model)
+    checkpointer = StrictCheckpointer(trainer.model, str(folder), trainer=trainer)
     found = resume and checkpointer.has_checkpoint()
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if found else 0
-    if found and start >= cfg.train.max_iter:
-        raise UserError(
-            f"the run in {folder} is finished (iteration {start} of {cfg.train.max_iter}): raise "
-            "train.max_iter, or use --eval-only"
-        )
-    if resume and not found:
-        logger.warning("--resume: no checkpoint in %s, starting anew", folder)
-    frozen = sum(not p.requires_grad for p in model.parameters())
-    if frozen and not found and not cfg.train.init_checkpoint:
-        logger.warning(
-            "train.init_checkpoint is empty and %d random tensors are frozen: fine for a trial, "
-            "wrong for a result",
-            frozen,
-        )
+    announce_start(checkpointer, start, cfg.train.max_iter, resume=resume)
+    if not found and not cfg.train.init_checkpoint:
+        warn_of_frozen_random_layers(model)
+
+    results = {}
+
+    def test() -> dict:
+        results.update(evaluate(cfg, trainer.model))
+        return results
+
+    scheduler = instantiate(cfg.lr_multiplier)
+    work = [hooks.IterationTimer(), hooks.LRScheduler(trainer.optimizer, scheduler)]
+    if comm.is_main_process():
+        work.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
+    work.append(hooks.EvalHook(cfg.train.eval_period, test))
+    if comm.is_main_process():
+        writers = run_writers(str(folder), cfg.train.max_iter)
+        work.append(hooks.PeriodicWriter(writers, cfg.train.log_period))
+    trainer.register_hooks(work)
     trainer.train(start, cfg.train.max_iter)
     return results
+
+
+def _build_trainer(cfg: DictConfig, model: nn.Module) -> SimpleTrainer:
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    options = dict(cfg.train.ddp)
+    if cfg.train.device == "cpu":
+        options["device_ids"] = None
+    loader = instantiate(cfg.dataloader.train)
+    step = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
+    return step(create_ddp_model(model, **options), loader, optimizer)
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
@@ -157,14 +155,3 @@ def prepare_lazy(args: argparse.Namespace) -> DictConfig:
     seed = cfg.train.get("seed", -1)
     seed_all_rng(None if seed < 0 else seed + comm.get_rank())
     return cfg
-
-
-def _writers(cfg: DictConfig) -> list:
-    printer = CommonMetricPrinter(cfg.train.max_iter)
-    printer.logger = logging.getLogger("resnext_det.progress")
-    folder = cfg.train.output_dir
-    return [
-        printer,
-        StrictJSONWriter(str(Path(folder) / "metrics.json")),
-        TensorboardXWriter(folder),
-    ]

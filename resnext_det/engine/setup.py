@@ -7,19 +7,17 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from ..config import dump_config, load_config, suggest
+from ..config import dump_config, load_config
+from ..data import require_files
 from ..errors import UserError
-from ..modeling import variant_from_config
+from .checks import check_config
 
 logger = logging.getLogger(__name__)
-
-_OPTIMIZERS = ("SGD", "AdamW")
 
 
 def prepare(args: argparse.Namespace) -> CfgNode:
@@ -33,7 +31,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     """
     if not args.config_file:
         raise UserError("--config-file is missing, e.g. configs/faster_rcnn_X50_32x4d.yaml")
-    cfg, fell_back = read_config(args.config_file, args.opts)
+    cfg, fell_back = read_config(args.config_file, args.opts, eval_only=args.eval_only)
     plain_norms = without_sync_bn(cfg)
     cfg.freeze()
     set_up_logs(cfg.OUTPUT_DIR)
@@ -52,64 +50,23 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def read_config(config_file: str, overrides: list[str]) -> tuple[CfgNode, bool]:
-    """Read a config, choose the device, and check it; nothing is written.
+def read_config(
+    config_file: str, overrides: list[str], *, eval_only: bool = False
+) -> tuple[CfgNode, bool]:
+    """Read a config, choose the device, check it and that its data is there; nothing is written.
 
     Returns:
         The config, and whether the CPU took the place of a GPU.
 
     Raises:
-        UserError: as `load_config` and `check_config`.
+        UserError: as `load_config`, `check_config` and `require_files`.
     """
     cfg = load_config(config_file, overrides)
     fell_back = _choose_device(cfg, overrides)
-    check_config(cfg)
+    check_config(cfg, eval_only=eval_only)
+    for name in cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        require_files(name)
     return cfg, fell_back
-
-
-def check_config(cfg: CfgNode) -> None:
-    """Refuse what could only fail later or give wrong results.
-
-    Raises:
-        UserError: for an unknown optimiser or device setting, a batch that the processes cannot
-            share, an unknown data set or network, or another number of classes than the data has.
-    """
-    processes = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH % processes:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} (the total) cannot be shared by "
-            f"{processes} processes: use a multiple of {processes}"
-        )
-    if cfg.SOLVER.OPTIMIZER not in _OPTIMIZERS:
-        raise UserError(
-            f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r} is not one of {', '.join(_OPTIMIZERS)}"
-        )
-    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-        raise UserError("SOLVER.AMP.ENABLED True needs a GPU: set it to False on the CPU")
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if name not in DatasetCatalog:
-            raise UserError(f"dataset {name} is not registered{suggest(name, DatasetCatalog)}")
-    if "resnext" in cfg.MODEL.BACKBONE.NAME:
-        try:
-            variant_from_config(cfg)
-        except ValueError as error:
-            raise UserError(f"MODEL.RESNETS names no network: {error}") from error
-    _check_classes(cfg)
-
-
-def _check_classes(cfg: CfgNode) -> None:
-    key = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
-    configured = cfg.MODEL[key].NUM_CLASSES
-    if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "RetinaNet"):
-        return
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        classes = MetadataCatalog.get(name).get("thing_classes")
-        if classes is not None and len(classes) != configured:
-            shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-            raise UserError(
-                f"dataset {name} has {len(classes)} classes ({shown}), MODEL.{key}.NUM_CLASSES is "
-                f"{configured}: set MODEL.{key}.NUM_CLASSES {len(classes)}"
-            )
 
 
 def _choose_device(cfg: CfgNode, overrides: list[str]) -> bool:
@@ -167,6 +124,8 @@ def set_up_logs(output_dir: str) -> None:
             handler.setLevel(logging.INFO)
     console = logging.StreamHandler(sys.stdout)
     console.setLevel(logging.WARNING)
+    # a traceback goes to the log file; on the console the error itself is the last word
+    console.addFilter(lambda record: record.exc_info is None)
     console.setFormatter(logging.Formatter("%(name)s %(levelname)s: %(message)s"))
     for name in ("detectron2", "fvcore"):
         theirs = setup_logger(output_dir, rank, name=name, configure_stdout=False)

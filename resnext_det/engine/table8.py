@@ -84,6 +84,8 @@ def make_table8(args: argparse.Namespace) -> dict:
     Raises:
         UserError: for an unknown row, a run without results, or as `train_or_evaluate`.
     """
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise UserError(f"--json {args.json}: its folder does not exist")
     if args.runs:
         if args.opts:
             raise UserError(f"--runs trains nothing: {args.opts[0]} has no effect")

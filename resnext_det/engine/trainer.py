@@ -17,7 +17,7 @@ from detectron2.engine import (
     TrainerBase,
     create_ddp_model,
 )
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import (
     CommonMetricPrinter,
@@ -70,37 +70,33 @@ class Trainer(DefaultTrainer):
         """Continue from the last checkpoint in `OUTPUT_DIR`, or start from `MODEL.WEIGHTS`.
 
         Raises:
-            UserError: if the run to resume is already at `SOLVER.MAX_ITER`.
+            UserError: if the run to resume is already at `SOLVER.MAX_ITER`, or the weights do not
+                fit.
         """
-        found = resume and self.checkpointer.has_checkpoint()
         super().resume_or_load(resume)
-        if found:
-            logger.info(
-                "resuming from %s at iteration %d of %d",
-                self.checkpointer.get_checkpoint_file(),
-                self.start_iter,
-                self.max_iter,
-            )
-            if self.start_iter >= self.max_iter:
-                raise UserError(
-                    f"the run in {self.cfg.OUTPUT_DIR} is finished (iteration {self.start_iter} of "
-                    f"{self.max_iter}): raise SOLVER.MAX_ITER, or use --eval-only"
-                )
-            return
-        if resume:
-            logger.warning("--resume: no checkpoint in %s, starting anew", self.cfg.OUTPUT_DIR)
-        warn_of_frozen_random_layers(self.cfg, self.checkpointer.model)
+        announce_start(self.checkpointer, self.start_iter, self.max_iter, resume=resume)
+        if self.start_iter == 0 and not self.cfg.MODEL.WEIGHTS:
+            warn_of_frozen_random_layers(self.checkpointer.model)
+
+    def train(self) -> None:
+        """Train from `start_iter` to `max_iter`.
+
+        Raises:
+            UserError: if the loss is not finite any more.
+        """
+        try:
+            super().train()
+        except FloatingPointError as error:
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise UserError(
+                f"training diverged at iteration {self.iter} (learning rate {rate:.3g}, "
+                f"{self.cfg.SOLVER.IMS_PER_BATCH} images a step): lower SOLVER.BASE_LR or lengthen "
+                f"SOLVER.WARMUP_ITERS. {' '.join(str(error).split())}"
+            ) from error
 
     def build_writers(self) -> list[EventWriter]:
         """Progress on the console, `metrics.json`, and TensorBoard events."""
-        printer = CommonMetricPrinter(self.max_iter)
-        printer.logger = logging.getLogger("resnext_det.progress")
-        folder = self.cfg.OUTPUT_DIR
-        return [
-            printer,
-            StrictJSONWriter(str(Path(folder) / "metrics.json")),
-            TensorboardXWriter(folder),
-        ]
+        return run_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -108,7 +104,10 @@ class Trainer(DefaultTrainer):
 
         Detectron2's keypoint loss takes only contiguous maps, so keypoint models stay as they are.
         """
-        model = super().build_model(cfg)
+        try:
+            model = super().build_model(cfg)
+        except ValueError as error:
+            raise UserError(f"the config's network cannot be built: {error}") from error
         if cfg.MODEL.DEVICE == "cpu" and not cfg.MODEL.KEYPOINT_ON:
             model = model.to(memory_format=torch.channels_last)
         return model
@@ -118,21 +117,22 @@ class Trainer(DefaultTrainer):
         """Build the optimiser that `SOLVER.OPTIMIZER` names, with Detectron2's parameter groups."""
         if cfg.SOLVER.get("OPTIMIZER", "SGD") == "SGD":
             return super().build_optimizer(cfg, model)
-        params = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        )
-        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
-            params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
-        )
+        groups = [
+            {key: group[key] for key in ("params", "lr", "weight_decay")}
+            for group in super().build_optimizer(cfg, model).param_groups
+        ]
+        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:
         """Build Detectron2's training loader, which names an image that it cannot read."""
-        return build_detection_train_loader(cfg, mapper=NamingDatasetMapper(cfg, True))
+        try:
+            return build_detection_train_loader(cfg, mapper=NamingDatasetMapper(cfg, True))
+        except AssertionError as error:
+            if "No valid data found" not in str(error):
+                raise
+            names = ", ".join(cfg.DATASETS.TRAIN)
+            raise UserError(f"{names}: no image has an annotation to train on") from error
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
@@ -142,8 +142,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> object:
-        """Build the COCO evaluator, which writes into `OUTPUT_DIR/inference`."""
-        return build_coco_evaluator(cfg, dataset_name, str(Path(cfg.OUTPUT_DIR) / "inference"))
+        """Build the COCO evaluator, which writes into `OUTPUT_DIR/inference`.
+
+        With several test sets each has a folder of its own there.
+        """
+        folder = Path(cfg.OUTPUT_DIR) / "inference"
+        if len(cfg.DATASETS.TEST) > 1:
+            folder = folder / dataset_name
+        return build_coco_evaluator(cfg, dataset_name, str(folder))
 
 
 class StrictJSONWriter(JSONWriter):
@@ -176,14 +182,41 @@ def write_results(results: dict, path: Path) -> None:
     temporary.replace(path)
 
 
-def warn_of_frozen_random_layers(cfg: CfgNode, model: nn.Module) -> None:
-    """Warn where no weights were asked for although the config never trains some layers."""
+def run_writers(folder: str, max_iter: int) -> list[EventWriter]:
+    """Progress on the console, `metrics.json` and TensorBoard events in `folder`."""
+    printer = CommonMetricPrinter(max_iter)
+    printer.logger = logging.getLogger("resnext_det.progress")
+    metrics = StrictJSONWriter(str(Path(folder) / "metrics.json"))
+    return [printer, metrics, TensorboardXWriter(folder)]
+
+
+def announce_start(
+    checkpointer: StrictCheckpointer, start: int, max_iter: int, *, resume: bool
+) -> None:
+    """Say where training goes on, or that there was nothing to resume.
+
+    Raises:
+        UserError: if nothing is left to train.
+    """
+    if start >= max_iter:
+        raise UserError(
+            f"the run in {checkpointer.save_dir} is finished (iteration {start} of {max_iter}): "
+            "raise the number of iterations, e.g. SOLVER.MAX_ITER, or use --eval-only"
+        )
+    if start > 0:
+        file = checkpointer.get_checkpoint_file()
+        logger.info("resuming from %s at iteration %d of %d", file, start, max_iter)
+    elif resume:
+        logger.warning("--resume: no checkpoint in %s, starting anew", checkpointer.save_dir)
+
+
+def warn_of_frozen_random_layers(model: nn.Module) -> None:
+    """Warn of layers that no weights were loaded for and no training will change."""
     frozen = sum(not p.requires_grad for p in model.parameters())
-    if not cfg.MODEL.WEIGHTS and frozen:
+    if frozen:
         logger.warning(
-            "MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT %d keeps %d random tensors as "
-            "they are: fine for a trial, wrong for a result",
-            cfg.MODEL.BACKBONE.FREEZE_AT,
+            "no weights were named and %d frozen random tensors stay as they are: fine for a "
+            "trial, wrong for a result (MODEL.BACKBONE.FREEZE_AT 0 trains them)",
             frozen,
         )
 

@@ -162,10 +162,20 @@ def draw_run(run: Path, *, images: int = 8, threshold: float = 0.5) -> list[Path
     cfg = load_config(str(run / "config.yaml"))
     curves, sheet = run / "curves.png", run / "predictions.png"
     plot_curves(read_metrics(run / "metrics.json"), curves)
-    file = run / "inference" / "coco_instances_results.json"
+    folder = run / "inference"
+    if len(cfg.DATASETS.TEST) > 1:
+        folder = folder / cfg.DATASETS.TEST[0]
+    file = folder / "coco_instances_results.json"
     try:
         detections = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is not readable, so the run was not evaluated: {error}") from error
-    draw_sheet(cfg, detections, sheet, images=images, threshold=threshold)
+    if images < 1:
+        raise UserError(f"--images {images}: at least 1 image goes on the sheet")
+    try:
+        draw_sheet(cfg, detections, sheet, images=images, threshold=threshold)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} does not hold detections of {cfg.DATASETS.TEST[0]}: {error!r}"
+        ) from error
     return [curves, sheet]

@@ -16,6 +16,13 @@ from torch import Tensor, nn
 FORMS = ("a", "b", "c")
 
 
+def _check_divides(cardinality: int, channels: int) -> None:
+    if channels % cardinality:
+        raise ValueError(
+            f"cardinality {cardinality} does not divide the bottleneck's {channels} channels"
+        )
+
+
 class _Path(nn.Module):
     """One transformation tau_i: 1x1 and 3x3 layers of d channels, in form (a) also the last 1x1.
 
@@ -75,11 +82,7 @@ class _BlockOfPaths(CNNBlockBase):
         residual: bool = True,
     ) -> None:
         super().__init__(in_channels, out_channels, stride)
-        if bottleneck_channels % num_groups:
-            raise ValueError(
-                f"cardinality {num_groups} does not divide the bottleneck's {bottleneck_channels} "
-                "channels"
-            )
+        _check_divides(num_groups, bottleneck_channels)
         if not norm.endswith("BN"):
             raise ValueError(f"norm {norm!r} is not per channel: use form c, or a batch norm")
         self.shortcut = None
@@ -156,6 +159,7 @@ class PlainBottleneckBlock(BottleneckBlock):
     """Form (c) without a shortcut, neither identity nor projection (Section 5.1)."""
 
     def __init__(self, in_channels: int, out_channels: int, **kwargs: object) -> None:
+        _check_divides(kwargs.get("num_groups", 1), kwargs["bottleneck_channels"])
         super().__init__(in_channels, out_channels, **kwargs)
         self.shortcut = None
 

@@ -42,7 +42,8 @@ def convert_form(state_dict: Mapping[str, Tensor], form: str) -> dict[str, Tenso
         A new dict; tensors that no conversion touches are shared with `state_dict`.
 
     Raises:
-        ValueError: for an unknown form, or a block that only form c has (deformable layers).
+        ValueError: for an unknown form, a dict without blocks such as a wrapped checkpoint, or a
+            block that only form c has (deformable layers).
     """
     if form not in FORMS:
         raise ValueError(f"form {form!r} is not one of {', '.join(FORMS)}")
@@ -56,6 +57,8 @@ def convert_form(state_dict: Mapping[str, Tensor], form: str) -> dict[str, Tenso
             converted[name] = tensor
         else:
             blocks.setdefault(match[1], {})[match[2]] = tensor
+    if not blocks:
+        raise ValueError("no block such as res2.0 is in the dict: pass the weights themselves")
     for prefix, block in blocks.items():
         grouped = _merge(block)
         result = grouped if form == "c" else _split(prefix, grouped, sums_paths=form == "a")

@@ -73,8 +73,15 @@ def make_resnext_stage(
     """
     if form not in FORMS:
         raise ValueError(f"form {form!r} is not one of {', '.join(FORMS)}")
+    if norm == "GN" and (cardinality * width % 32 or out_channels % 32):
+        raise ValueError(
+            f"norm GN has 32 groups, which do not divide the {cardinality}x{width}d stage's "
+            f"{cardinality * width} or {out_channels} channels"
+        )
+    if zero_init_residual and not norm:
+        raise ValueError("zero_init_residual needs a norm, and norm is empty")
     if deform and (form != "c" or not residual):
-        raise ValueError(f"deformable layers need form c with shortcuts, not form {form}")
+        raise ValueError(f"deformable layers need form c and shortcuts: {form=}, {residual=}")
     options = {}
     if deform:
         block_class = DeformBottleneckBlock
@@ -168,6 +175,8 @@ class ResNeXt(ResNet):
         """
         if res5_dilation not in (1, 2):
             raise ValueError(f"res5_dilation {res5_dilation} is not 1 or 2")
+        if freeze_at not in range(6):
+            raise ValueError(f"freeze_at {freeze_at} is not in 0..5")
         variant = Variant(depth, cardinality, width)
         stages = []
         channels = stem_out_channels

@@ -55,4 +55,7 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
             first_stride=2,
             **block_options_from_config(cfg),
         )
+        if cfg.MODEL.BACKBONE.FREEZE_AT >= 5:
+            for block in blocks:
+                block.freeze()
         return nn.Sequential(*blocks), out_channels

@@ -36,7 +36,7 @@ class PretrainedFile:
 
     Attributes:
         url: where the publisher keeps it.
-        sha256_prefix: the first digits of its sha256, as the publisher states them.
+        sha256_prefix: the first eight digits of its sha256, all that its publisher states.
         convert: renames its tensors to Detectron2's names.
         licence: of the weights.
     """
@@ -85,7 +85,7 @@ def local_weights(name: str) -> Path:
             return converted
         original = cache / entry.url.rsplit("/", 1)[1]
         if not original.is_file():
-            _download(entry.url, original)
+            _download(entry, original)
         _verify(original, entry.sha256_prefix)
         state_dict = torch.load(original, map_location="cpu", weights_only=True)
         content = {
@@ -113,7 +113,8 @@ def save_atomically(content: object, path: Path) -> None:
         Path(temporary).unlink(missing_ok=True)
 
 
-def _download(url: str, path: Path) -> None:
+def _download(entry: PretrainedFile, path: Path) -> None:
+    url = entry.url
     logger.info("downloading %s", url)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
@@ -126,6 +127,7 @@ def _download(url: str, path: Path) -> None:
                 file.write(chunk)
                 if file.tell() > _MAX_BYTES:
                     raise UserError(f"{url} is larger than {_MAX_BYTES} bytes: not the known file")
+        _verify(temporary, entry.sha256_prefix)
         os.replace(temporary, path)
     except OSError as error:  # URLError is one
         reason = getattr(error, "reason", error)
@@ -147,7 +149,7 @@ def _verify(path: Path, sha256_prefix: str) -> None:
     if not digest.hexdigest().startswith(sha256_prefix):
         raise UserError(
             f"{path} has sha256 {digest.hexdigest()}, the published file starts with "
-            f"{sha256_prefix}: delete it and try again"
+            f"{sha256_prefix}: it is damaged or another file; fetch it anew"
         )
 
 

@@ -7,6 +7,7 @@ network that is only partly loaded is an error. Nothing in a file is executed.
 import io
 import logging
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -69,11 +70,14 @@ class StrictCheckpointer(DetectionCheckpointer):
     def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables: object) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.whole_model = False
+        self._resuming = False
         self._file = ""
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """See `Checkpointer.resume_or_load`; a checkpoint of our own must fit wholly."""
-        self.whole_model = self.whole_model or (resume and self.has_checkpoint())
+        found = resume and self.has_checkpoint()
+        self.whole_model = self.whole_model or found
+        self._resuming = found and bool(self.checkpointables)
         return super().resume_or_load(path, resume=resume)
 
     def load(self, path: str, *args: object, **kwargs: object) -> dict:
@@ -86,7 +90,16 @@ class StrictCheckpointer(DetectionCheckpointer):
         self._file = path
         if path and "://" not in path and not Path(path.split("?")[0]).is_file():
             raise UserError(f"MODEL.WEIGHTS {path} does not exist")
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        except OSError as error:  # a download, or a file that cannot be opened
+            reason = getattr(error, "reason", error)
+            raise UserError(
+                f"MODEL.WEIGHTS {path} cannot be read ({reason}); name a local file, or set "
+                "MODEL.WEIGHTS '' to train from scratch"
+            ) from error
+        finally:
+            self._parsed_url_during_load = None
 
     def save(self, name: str, **kwargs: object) -> None:
         """See `Checkpointer.save`; a crash leaves the old file or the new one."""
@@ -100,6 +113,8 @@ class StrictCheckpointer(DetectionCheckpointer):
         marker.replace(marker.with_name("last_checkpoint"))
 
     def _load_file(self, filename: str) -> dict:
+        if filename.endswith(".pyth"):
+            raise UserError(f"{self._file}: pycls files (.pyth) are not supported")
         if not filename.endswith(".pkl"):
             return super()._load_file(filename)
         data = read_pickle(filename)
@@ -110,26 +125,65 @@ class StrictCheckpointer(DetectionCheckpointer):
 
     def _torch_load(self, f: str) -> dict:
         try:
-            return torch.load(f, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(f"{self._file} is not a readable checkpoint: {reason}") from error
+            content = torch.load(f, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise UserError(
+                f"{self._file} is not a readable checkpoint: it is damaged, or holds other objects "
+                "than tensors, which are not loaded as they could run code"
+            ) from error
+        if not isinstance(content, dict):
+            raise UserError(f"{self._file} holds a {type(content).__name__}, not a dict of weights")
+        return content
 
     def _load_model(self, checkpoint: dict) -> object:
+        weights = checkpoint["model"]
+        if not isinstance(weights, dict) or not all(hasattr(v, "shape") for v in weights.values()):
+            holds = list(weights) if isinstance(weights, dict) else [type(weights).__name__]
+            raise UserError(
+                f"{self._file} is no dict of tensors (it holds {', '.join(map(str, holds[:5]))}): "
+                "convert it to Detectron2's names first"
+            )
         if checkpoint.get("__author__") == "Caffe2":
             checkpoint["model"], _ = convert_c2_detectron_names(checkpoint["model"])
             checkpoint["__author__"] = "converted from Caffe2's names"
         self._convert_ndarray_to_tensor(checkpoint["model"])
         form = form_of(self.model.state_dict())
         if form != form_of(checkpoint["model"]):
+            if self._resuming:
+                raise UserError(
+                    f"{self._file} was trained in another MODEL.RESNEXT.FORM than {form}, with "
+                    "its optimizer: resume in that form, or start from it as MODEL.WEIGHTS"
+                )
             logger.info("converting the weights to the model's form %s of Fig. 3, exactly", form)
-            checkpoint["model"] = convert_form(checkpoint["model"], form)
+            try:
+                checkpoint["model"] = convert_form(checkpoint["model"], form)
+            except ValueError as error:
+                raise UserError(f"{self._file}: {error}") from error
         in_file = {name: tuple(value.shape) for name, value in checkpoint["model"].items()}
         incompatible = super()._load_model(checkpoint)
         missing = {name for name in incompatible.missing_keys if not _is_counter(name)}
         missing |= {name for name, *_ in incompatible.incorrect_shapes}
         self._check(self.model.state_dict(), missing, in_file)
         return incompatible
+
+    def _check_excess(self, body: Iterable[str], in_file: Iterable[str]) -> None:
+        """Refuse a file with more in a stage than the model has: deeper, or with shortcuts."""
+        known = [_stage_and_name(name) for name in body]
+        stages = {found[0] for found in known if found}
+        names = {found[1] for found in known if found}
+        excess = [
+            name
+            for name in in_file
+            if (found := _stage_and_name(name))
+            and not _is_counter(name)
+            and found[0] in stages
+            and found[1] not in names
+        ]
+        if excess:
+            raise UserError(
+                f"{self._file} holds {len(excess)} tensors that the config's network has no place "
+                f"for, e.g. {excess[0]}: it is another network (depth, shortcuts, norm)"
+            )
 
     def _check(
         self,
@@ -139,6 +193,7 @@ class StrictCheckpointer(DetectionCheckpointer):
     ) -> None:
         counted = [name for name in model if not _is_counter(name)]
         body = [name for name in counted if is_body(name)]
+        self._check_excess(body, in_file)
         heads = [name for name in counted if not is_body(name)]
         required = [*body, *heads] if self.whole_model else body
         absent = [name for name in required if name in missing]
@@ -161,6 +216,12 @@ class StrictCheckpointer(DetectionCheckpointer):
             sum(name not in missing for name in heads),
             len(heads),
         )
+
+
+def _stage_and_name(name: str) -> tuple[str, str] | None:
+    """E.g. backbone.bottom_up.res4.0.conv1.weight -> (res4, res4.0.conv1.weight)."""
+    match = re.search(r"(?:^|\.)((res\d)\.\d+\..+)$", name)
+    return match and (match[2], match[1])
 
 
 def is_body(name: str) -> bool:

@@ -86,7 +86,9 @@ def test_resuming_goes_on_at_the_saved_iteration(job, tmp_path, capsys):
 def test_resuming_a_finished_run_is_an_error(job, capsys):
     assert job(*FAST) == 0
     assert job("--resume", *FAST) == 1
-    assert "is finished (iteration 2 of 2): raise SOLVER.MAX_ITER" in capsys.readouterr().err
+    assert (
+        "is finished (iteration 2 of 2): raise the number of iterations" in capsys.readouterr().err
+    )
 
 
 @no_gpu
@@ -109,6 +111,17 @@ def test_without_a_gpu_the_cpu_is_used_and_said_once(job, capsys):
         (["MODEL.WEIGHTS", "resnext_det://R-51.pth"], "no weights named resnext_det://R-51.pth"),
         (["DATASETS.TRAIN", "('coco_trainval',)"], "dataset coco_trainval is not registered"),
         (["MODEL.RESNETS.DEPTH", "34"], "depth 34 is not one of [26, 50, 101, 152, 200]"),
+        (["MODEL.RESNEXT.FORM", "z"], "MODEL.RESNEXT.FORM 'z' is not one of a, b, c"),
+        (["MODEL.RESNETS.NORM", "XN"], "MODEL.RESNETS.NORM 'XN' is no norm of Detectron2"),
+        (
+            ["MODEL.BACKBONE.NAME", "build_resnext"],
+            "MODEL.BACKBONE.NAME 'build_resnext' is not reg",
+        ),
+        (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER 0 must be greater than 0"),
+        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
+        (["MODEL.PIXEL_MEAN", "[1.0, 2.0]"], "MODEL.PIXEL_MEAN has 2 channels, MODEL.PIXEL_STD 3"),
+        (["MODEL.DEVICE", "abacus"], "MODEL.DEVICE 'abacus' is not a device"),
+        (["MODEL.BACKBONE.FREEZE_AT", "6"], "MODEL.BACKBONE.FREEZE_AT 6 is not in 0..5"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_1(job, capsys, words, message):
@@ -165,6 +178,36 @@ def test_impossible_launches_are_one_line(job, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+def test_divergence_is_one_line_with_the_learning_rate(job, capsys):
+    assert job(*FAST[2:], "SOLVER.MAX_ITER", "30", "SOLVER.BASE_LR", "1e30") == 1
+    printed = capsys.readouterr()
+    assert "training diverged at iteration" in printed.err
+    assert printed.err.count("\n") == 1
+    assert "Traceback" not in printed.out
+
+
+@needs_tiny_coco
+def test_missing_test_data_is_noticed_before_training(job, capsys, tmp_path):
+    coco = write_coco_subset(tmp_path / "datasets", 2) / "coco"
+    (coco / "val2017").unlink()
+    assert job("MODEL.WEIGHTS", "", config="faster_rcnn_X50_32x4d") == 1
+    printed = capsys.readouterr()
+    assert "dataset coco_minival is not at" in printed.err
+    assert "iter:" not in printed.out
+
+
+def test_another_form_is_resumed_only_as_weights(job, capsys, tmp_path):
+    assert job(*FAST) == 0
+    more = ("SOLVER.MAX_ITER", "3", *FAST[2:], "MODEL.RESNEXT.FORM", "b")
+    assert job("--resume", *more) == 1
+    assert "trained in another MODEL.RESNEXT.FORM than b" in capsys.readouterr().err
+    weights = str(tmp_path / "output/model_final.pth")
+    again = ("MODEL.RESNEXT.FORM", "b", "OUTPUT_DIR", str(tmp_path / "b"))
+    assert job("--eval-only", "MODEL.WEIGHTS", weights, *again) == 0
+    results = [json.loads((tmp_path / f / "results.json").read_text()) for f in ("output", "b")]
+    assert results[0] == results[1]
+
+
 def test_a_bug_keeps_its_traceback():
     def buggy(args):
         raise ZeroDivisionError
@@ -185,7 +228,7 @@ def test_a_users_mistake_is_found_inside_another_process_report():
 
 
 def test_a_batch_that_processes_cannot_share_is_named(monkeypatch):
-    monkeypatch.setattr("resnext_det.engine.setup.comm.get_world_size", lambda: 3)
+    monkeypatch.setattr("resnext_det.engine.checks.comm.get_world_size", lambda: 3)
     with pytest.raises(UserError, match="IMS_PER_BATCH 16 .* use a multiple of 3"):
         check_config(resnext_det.get_cfg("faster_rcnn_X50_32x4d"))
 

@@ -76,7 +76,10 @@ def test_quick_figures_stand_alone():
         (["--runs", "R50={0}/absent"], "{0}/absent/results.json is not readable"),
         (["--runs", "R50={0}/ok", "R50={0}/ok"], "--runs: R50 is there twice"),
         (["--runs", "R50={0}/rpn"], "{0}/rpn/results.json has no box AP of one test set"),
-        (["--json", "{0}/no/file", "--runs", "R50={0}/ok"], "--json {0}/no/file cannot be written"),
+        (
+            ["--json", "{0}/no/file", "--runs", "R50={0}/ok"],
+            "--json {0}/no/file: its folder does not exist",
+        ),
         (["--quick", "SOLVER.MAXITER", "3"], "unknown config key 'SOLVER.MAXITER'"),
     ],
 )

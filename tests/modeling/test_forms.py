@@ -167,7 +167,7 @@ def test_a_cardinality_that_does_not_divide_is_named_with_the_width(form):
 @pytest.mark.parametrize("form", ["a", "b"])
 def test_a_norm_that_mixes_paths_is_refused(form):
     with pytest.raises(ValueError, match="norm 'GN' is not per channel"):
-        backbone(form, norm="GN")
+        backbone(form, norm="GN", cardinality=8, width=4, res2_out_channels=32)
 
 
 def test_unknown_forms_are_named():

@@ -94,7 +94,10 @@ def test_a_finished_environment_is_left_alone(checkout):
     (environment / "bin").mkdir()
     (environment / "bin/python").symlink_to(shutil.which("python3"))
     pins = subprocess.run(
-        "cat requirements/*.txt setup.py | cksum", shell=True, cwd=checkout, capture_output=True
+        "cat requirements/*.txt setup.py | cksum; pwd",
+        shell=True,
+        cwd=checkout,
+        capture_output=True,
     )
     (environment / "setup-done").write_bytes(pins.stdout + b"\n")
     done = setup(checkout)

@@ -184,3 +184,35 @@ def test_a_damaged_file_is_named(name, content, tmp_path):
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(UserError, match="MODEL.WEIGHTS nothing.pth does not exist"):
         StrictCheckpointer(detector()).load("nothing.pth")
+
+
+@pytest.mark.parametrize(
+    ("file", "model", "named"),
+    [
+        ({"depth": 50}, {}, "res2.2.conv1.weight"),  # every tensor of the shallower model is there
+        ({}, {"residual": False}, "res2.0.shortcut.weight"),
+    ],
+)
+def test_a_file_with_more_than_the_network_is_an_error(file, model, named, tmp_path):
+    source = heuristic_file(small_backbone(**file).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"has no place for, e.g. .*{named}"):
+        StrictCheckpointer(small_backbone_in_a_module(**model)).load(source)
+
+
+def small_backbone_in_a_module(**changes):
+    return torch.nn.ModuleDict({"backbone": small_backbone(**changes)})
+
+
+@pytest.mark.parametrize(
+    "content", [{"state_dict": {"a": torch.zeros(1)}}, [1], {"model": None}, torch.zeros(1)]
+)
+def test_a_file_of_another_layout_is_named(content, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=f"{tmp_path / 'w.pth'}") as caught:
+        StrictCheckpointer(small_backbone_in_a_module()).load(str(tmp_path / "w.pth"))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_address_that_cannot_be_reached_is_one_line():
+    with pytest.raises(UserError, match="MODEL.WEIGHTS http://127.0.0.1:9/w.pth cannot be read"):
+        StrictCheckpointer(small_backbone_in_a_module()).load("http://127.0.0.1:9/w.pth")

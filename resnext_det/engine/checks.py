@@ -1,0 +1,141 @@
+"""What is refused before a run begins: settings that fail later or give wrong results."""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.layers import get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.utils import comm
+
+from ..config import suggest
+from ..errors import UserError
+from ..modeling import variant_from_config
+from ..modeling.blocks import FORMS
+
+# The values of keys that Detectron2 would look up only when it builds what they name.
+_CHOICES = {
+    "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
+    "SOLVER.LR_SCHEDULER_NAME": (
+        "WarmupMultiStepLR",
+        "WarmupCosineLR",
+        "WarmupStepWithFixedGammaLR",
+    ),
+    "INPUT.FORMAT": ("RGB", "BGR"),
+    "MODEL.RESNEXT.FORM": FORMS,
+}
+_REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+}
+_POSITIVE = ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR")
+
+
+def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
+    """Refuse what could only fail later or give wrong results.
+
+    Args:
+        cfg: the whole config.
+        eval_only: leave out what matters to training alone.
+
+    Raises:
+        UserError: for an unknown name, device or data set, an impossible network or number, a batch
+            that the processes cannot share, or another number of classes than the data has.
+    """
+    for key, choices in _CHOICES.items():
+        if (value := _value(cfg, key)) not in choices:
+            raise UserError(f"{key} {value!r} is not one of {', '.join(choices)}")
+    for key, registry in _REGISTRIES.items():
+        if (value := _value(cfg, key)) not in registry:
+            known = [name for name, _ in registry]
+            raise UserError(f"{key} {value!r} is not registered{suggest(value, known)}")
+    _check_network(cfg)
+    names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    for name in names:
+        if name not in DatasetCatalog:
+            raise UserError(f"dataset {name} is not registered{suggest(name, DatasetCatalog)}")
+    _check_classes(cfg, names)
+    if eval_only:
+        if not cfg.DATASETS.TEST:
+            raise UserError("DATASETS.TEST is empty: there is nothing to evaluate")
+    else:
+        _check_training(cfg)
+
+
+def _check_training(cfg: CfgNode) -> None:
+    for key in _POSITIVE:
+        if (value := _value(cfg, key)) <= 0:
+            raise UserError(f"{key} {value} must be greater than 0")
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty: there is nothing to train on")
+    processes = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} (the total) cannot be shared by "
+            f"{processes} processes: use a multiple of {processes}"
+        )
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        raise UserError("SOLVER.AMP.ENABLED True needs a GPU: set it to False on the CPU")
+
+
+def _check_network(cfg: CfgNode) -> None:
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is not a device") from error
+    if len(cfg.MODEL.PIXEL_MEAN) != len(cfg.MODEL.PIXEL_STD):
+        raise UserError(
+            f"MODEL.PIXEL_MEAN has {len(cfg.MODEL.PIXEL_MEAN)} channels, MODEL.PIXEL_STD "
+            f"{len(cfg.MODEL.PIXEL_STD)}"
+        )
+    if len(cfg.MODEL.PIXEL_MEAN) != 3:
+        raise UserError(
+            f"MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)}: {cfg.INPUT.FORMAT} images have 3 "
+            "channels"
+        )
+    if "resnext" not in cfg.MODEL.BACKBONE.NAME:
+        return
+    try:
+        variant_from_config(cfg)
+    except ValueError as error:
+        raise UserError(f"MODEL.RESNETS names no network: {error}") from error
+    try:
+        get_norm(cfg.MODEL.RESNETS.NORM, 64)
+    except KeyError as error:
+        raise UserError(
+            f"MODEL.RESNETS.NORM {cfg.MODEL.RESNETS.NORM!r} is no norm of Detectron2: use BN, "
+            "FrozenBN, SyncBN or GN"
+        ) from error
+    if cfg.MODEL.RESNETS.RES5_DILATION not in (1, 2):
+        raise UserError(
+            f"MODEL.RESNETS.RES5_DILATION {cfg.MODEL.RESNETS.RES5_DILATION} is not 1 or 2"
+        )
+    if cfg.MODEL.BACKBONE.FREEZE_AT not in range(6):
+        raise UserError(f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT} is not in 0..5")
+    own = cfg.MODEL.get("RESNEXT", {})
+    if own.get("FORM", "c") != "c" and not cfg.MODEL.RESNETS.NORM.endswith("BN"):
+        raise UserError(
+            f"MODEL.RESNEXT.FORM {own.FORM} needs a norm that acts per channel (BN, FrozenBN), and "
+            f"MODEL.RESNETS.NORM is {cfg.MODEL.RESNETS.NORM!r}: use form c"
+        )
+
+
+def _check_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
+    if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "RetinaNet"):
+        return
+    key = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    configured = cfg.MODEL[key].NUM_CLASSES
+    for name in names:
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes is not None and len(classes) != configured:
+            shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+            raise UserError(
+                f"dataset {name} has {len(classes)} classes ({shown}), MODEL.{key}.NUM_CLASSES is "
+                f"{configured}: set MODEL.{key}.NUM_CLASSES {len(classes)}"
+            )
+
+
+def _value(cfg: CfgNode, key: str) -> object:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
