@@ -12,9 +12,8 @@ RUN := $(VENV)/bin/python
 setup:
 	@DETECTRON2='$(DETECTRON2)' PYTHON='$(PYTHON)' sh tools/setup_env.sh $(VENV)
 
-# PASSIVE: threads that wait do not spin, so that other busy programs slow the job far less.
 demo: setup
-	OMP_WAIT_POLICY=PASSIVE $(RUN) tools/train_net.py --config-file configs/quick/faster_rcnn_X26_8x4d_FPN.yaml \
+	$(RUN) tools/train_net.py --config-file configs/quick/faster_rcnn_X26_8x4d_FPN.yaml \
 	    OUTPUT_DIR output/demo
 	$(RUN) tools/plot_run.py output/demo
 
@@ -23,7 +22,7 @@ test: setup lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto -m "not slow"
 
 test-slow: setup
-	OMP_WAIT_POLICY=PASSIVE $(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow
 
 lint: setup
 	$(RUN) -m ruff check .
