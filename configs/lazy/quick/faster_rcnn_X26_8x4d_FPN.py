@@ -37,8 +37,8 @@ optimizer = model_zoo.get_config("common/optim.py").AdamW
 optimizer.update(lr=0.003, weight_decay=0.05, betas=(0.9, 0.999))
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.0),
-    warmup_length=100 / 1000,
+    warmup_length=100 / 800,
     warmup_method="linear",
     warmup_factor=0.001,
 )
-train.update(max_iter=1000, eval_period=250, seed=1)
+train.update(max_iter=800, eval_period=200, seed=1)
