@@ -2,7 +2,7 @@
 
 Importing this package registers the ResNeXt backbones, the C4 RoI head, the datasets
 `coco_trainval35k`, `coco_minival`, `shapes_train` and `shapes_minival`, and the weights of the
-shipped configs (`resnext_det://...`) with Detectron2. It reads no file and touches no network.
+shipped configs (`resnext://...`) with Detectron2. It reads no file and touches no network.
 """
 
 import sys

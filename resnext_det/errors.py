@@ -4,9 +4,10 @@ _NAME = "UserError"
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: a path, a name, a value. Its text is one line.
+    """A mistake in what the user gave: a path, a name, a value. Its text is one line, and after it
+    at most lines to paste into a config.
 
-    Command-line tools print the line and exit with status 1; a traceback would not help. Anything
+    Command-line tools print it and exit with status 1; a traceback would not help. Anything
     else that goes wrong is a bug and keeps its traceback.
     """
 
@@ -23,5 +24,5 @@ def user_message(error: BaseException) -> str | None:
     marker = f"{__name__}.{_NAME}: "
     text = str(error)
     if marker in text:
-        return text.rsplit(marker, 1)[1].strip().split("\n")[0]
+        return text.rsplit(marker, 1)[1].strip().split("\n\n")[0]
     return text if isinstance(error, UserError) else None

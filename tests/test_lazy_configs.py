@@ -202,9 +202,11 @@ def test_it_trains_evaluates_resumes_and_writes_its_files(job, tmp_path, capsys)
     assert steps == {3}  # AdamW counts on where the checkpoint left it
 
 
-def test_frozen_random_layers_are_said(job, capsys):
-    assert job("model.backbone.bottom_up.freeze_at=2", *FAST) == 0
-    assert "frozen random tensors stay as they are" in capsys.readouterr().out
+def test_frozen_layers_without_weights_are_an_error(job, capsys):
+    assert job("model.backbone.bottom_up.freeze_at=2", *FAST) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"no weights were named and \d+ random tensors are frozen", error)
+    assert "with freeze_at of the backbone 0" in error
 
 
 def test_sync_bn_without_company_becomes_bn_and_is_said_once(job, capsys):

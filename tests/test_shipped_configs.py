@@ -79,7 +79,7 @@ def test_weights_and_preprocessing_travel_together(name):
     mean, std = IMAGENET[cfg.INPUT.FORMAT]
     assert (list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)) == (mean, std)
     assert not cfg.MODEL.RESNETS.STRIDE_IN_1X1
-    assert (cfg.INPUT.FORMAT == "BGR") == cfg.MODEL.WEIGHTS.startswith("detectron2://")
+    assert (cfg.INPUT.FORMAT == "BGR") == cfg.MODEL.WEIGHTS.startswith("resnext://detectron2/")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

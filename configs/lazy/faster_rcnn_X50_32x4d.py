@@ -9,5 +9,5 @@ __all__ = ["dataloader", "lr_multiplier", "model", "optimizer", "train"]
 
 model = faster_rcnn_c4(depth=50, cardinality=32, width=4)
 dataloader = coco_dataloader(train_edges=[600], test_edge=600, max_edge=1000)
-train.init_checkpoint = "resnext_det://X-50-32x4d.pth"
+train.init_checkpoint = "resnext://openmmlab/X-50-32x4d"
 train.max_iter = c4_max_iter

@@ -9,4 +9,4 @@ __all__ = ["dataloader", "lr_multiplier", "model", "optimizer", "train"]
 
 model = faster_rcnn_fpn(depth=50, cardinality=32, width=4)
 dataloader = coco_dataloader()
-train.init_checkpoint = "resnext_det://X-50-32x4d.pth"
+train.init_checkpoint = "resnext://openmmlab/X-50-32x4d"

@@ -9,7 +9,7 @@ from pathlib import Path
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from ..weights import StrictCheckpointer
+from ..weights import StrictCheckpointer, settings_of
 from .setup import prepare
 from .trainer import Trainer, set_aside_metrics, write_results
 
@@ -49,7 +49,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
     cfg = prepare(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR)
+        checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, settings=settings_of(cfg))
         checkpointer.whole_model = True
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         if not cfg.MODEL.WEIGHTS and not (args.resume and checkpointer.has_checkpoint()):

@@ -17,13 +17,13 @@ from torch import nn
 from ..errors import UserError
 from ..weights import StrictCheckpointer
 from .job import format_results
-from .lazy_config import check_lazy_config, load_lazy_config, without_sync_bn_in
+from .lazy_config import check_lazy_config, lazy_settings, load_lazy_config, without_sync_bn_in
 from .setup import set_up_logs
 from .trainer import (
     announce_start,
+    refuse_frozen_random_layers,
     run_writers,
     set_aside_metrics,
-    warn_of_frozen_random_layers,
     write_results,
 )
 
@@ -52,7 +52,7 @@ def train_or_evaluate_lazy(args: argparse.Namespace) -> dict:
     if cfg.train.device == "cpu" and not with_keypoints:  # whose loss needs contiguous maps
         model = model.to(memory_format=torch.channels_last)  # grouped convolutions are faster
     if args.eval_only:
-        checkpointer = StrictCheckpointer(model, cfg.train.output_dir)
+        checkpointer = _checkpointer(cfg, model)
         checkpointer.whole_model = True
         checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
         if not cfg.train.init_checkpoint and not args.resume:
@@ -82,13 +82,13 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool = False) -> dict:
     if comm.is_main_process() and not resume:
         set_aside_metrics(folder)
     trainer = _build_trainer(cfg, model)
-    checkpointer = StrictCheckpointer(trainer.model, str(folder), trainer=trainer)
+    checkpointer = _checkpointer(cfg, trainer.model, trainer=trainer)
     found = resume and checkpointer.has_checkpoint()
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if found else 0
     announce_start(checkpointer, start, cfg.train.max_iter, resume=resume)
     if not found and not cfg.train.init_checkpoint:
-        warn_of_frozen_random_layers(model)
+        refuse_frozen_random_layers(model, "freeze_at of the backbone")
 
     results = {}
 
@@ -107,6 +107,15 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool = False) -> dict:
     trainer.register_hooks(work)
     trainer.train(start, cfg.train.max_iter)
     return results
+
+
+def _checkpointer(
+    cfg: DictConfig, model: nn.Module, **checkpointables: object
+) -> StrictCheckpointer:
+    settings, paste = lazy_settings(cfg)
+    return StrictCheckpointer(
+        model, cfg.train.output_dir, settings=settings, paste=paste, **checkpointables
+    )
 
 
 def _build_trainer(cfg: DictConfig, model: nn.Module) -> SimpleTrainer:

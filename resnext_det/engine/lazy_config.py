@@ -1,6 +1,6 @@
 """Reading Python configs (Detectron2's LazyConfig): overrides, mistyped keys, and checks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from detectron2.config import LazyConfig
@@ -13,6 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..config import config_dir, suggest
 from ..errors import UserError
+from ..variants import Variant
+from ..weights.recipe import Recipe, Settings
 
 _KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
@@ -82,6 +84,64 @@ def check_lazy_config(cfg: DictConfig) -> None:
                     f"dataset {name} has {len(classes)} classes, model.roi_heads.num_classes is "
                     f"{configured}: set model.roi_heads.num_classes={len(classes)}"
                 )
+
+
+def lazy_settings(
+    cfg: DictConfig,
+) -> tuple[Settings | None, Callable[[Recipe, Sequence[str]], str]]:
+    """What a Python config says of the fields that weights depend on.
+
+    Returns:
+        The settings, None if the backbone is no ResNeXt; and what writes the lines that would make
+        the config agree with a recipe.
+
+    Raises:
+        UserError: if the loaders and the model take images of different channel orders.
+    """
+    keys = ("model.backbone.bottom_up", "model.backbone")
+    nodes = {key: OmegaConf.select(cfg, key) for key in keys}
+    key = next((k for k, n in nodes.items() if n is not None and "cardinality" in n), None)
+    if key is None:
+        return None, lambda recipe, fields: ""
+    orders = {
+        name: value
+        for name in (
+            "model.input_format",
+            "dataloader.train.mapper.image_format",
+            "dataloader.test.mapper.image_format",
+        )
+        if (value := OmegaConf.select(cfg, name)) is not None
+    }
+    if len(set(orders.values())) != 1:
+        raise UserError(
+            f"channel orders differ: {', '.join(f'{k}={v}' for k, v in orders.items())}"
+        )
+    node = nodes[key]
+    settings = Settings(
+        variant=str(Variant(node.depth, node.cardinality, node.width)),
+        channel_order=next(iter(orders.values())),
+        pixel_mean=tuple(map(float, cfg.model.pixel_mean)),
+        pixel_std=tuple(map(float, cfg.model.pixel_std)),
+        stride_in_1x1=bool(node.get("stride_in_1x1", False)),
+    )
+
+    def paste(recipe: Recipe, fields: Sequence[str]) -> str:
+        lines = []
+        for name in fields:
+            if name == "variant":
+                depth, template = recipe.variant.split("-")[1:]
+                cardinality, width = template.rstrip("d").split("x")
+                lines += [f"{key}.depth = {depth}"]
+                lines += [f"{key}.cardinality = {cardinality}", f"{key}.width = {width}"]
+            elif name == "channel_order":
+                lines += [f'{order} = "{recipe.channel_order}"' for order in orders]
+            elif name == "stride_in_1x1":
+                lines.append(f"{key}.stride_in_1x1 = {recipe.stride_in_1x1}")
+            elif name != "bn_eps":
+                lines.append(f"model.{name} = {list(getattr(recipe, name))}")
+        return "\n".join(lines)
+
+    return settings, paste
 
 
 def _check_overrides(cfg: DictConfig, overrides: Sequence[str]) -> None:

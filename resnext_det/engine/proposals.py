@@ -13,7 +13,7 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
-from ..weights import StrictCheckpointer
+from ..weights import StrictCheckpointer, settings_of
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def write_proposals(cfg: CfgNode, checkpoint: Path, stamp: dict, path: Path) -> 
     cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = stamp["pre_nms_topk"]
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = stamp["post_nms_topk"]
     model = Trainer.build_model(cfg)
-    checkpointer = StrictCheckpointer(model)
+    checkpointer = StrictCheckpointer(model, settings=settings_of(cfg))
     checkpointer.whole_model = True
     checkpointer.load(str(checkpoint))
     loader = Trainer.build_test_loader(cfg, stamp["dataset"])

@@ -17,6 +17,7 @@ from detectron2.engine import (
     TrainerBase,
     create_ddp_model,
 )
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import (
@@ -31,7 +32,7 @@ from torch import nn
 from ..data import NamingDatasetMapper
 from ..errors import UserError
 from ..evaluation import build_coco_evaluator
-from ..weights import StrictCheckpointer
+from ..weights import StrictCheckpointer, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ class Trainer(DefaultTrainer):
         step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = step(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = StrictCheckpointer(
+            model, cfg.OUTPUT_DIR, settings=settings_of(cfg), trainer=weakref.proxy(self)
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -70,13 +73,13 @@ class Trainer(DefaultTrainer):
         """Continue from the last checkpoint in `OUTPUT_DIR`, or start from `MODEL.WEIGHTS`.
 
         Raises:
-            UserError: if the run to resume is already at `SOLVER.MAX_ITER`, or the weights do not
-                fit.
+            UserError: if the run to resume is already at `SOLVER.MAX_ITER`, the weights do not
+                fit, or there are none for frozen layers.
         """
         super().resume_or_load(resume)
         announce_start(self.checkpointer, self.start_iter, self.max_iter, resume=resume)
         if self.start_iter == 0 and not self.cfg.MODEL.WEIGHTS:
-            warn_of_frozen_random_layers(self.checkpointer.model)
+            refuse_frozen_random_layers(self.checkpointer.model)
 
     def train(self) -> None:
         """Train from `start_iter` to `max_iter`.
@@ -210,14 +213,26 @@ def announce_start(
         logger.warning("--resume: no checkpoint in %s, starting anew", checkpointer.save_dir)
 
 
-def warn_of_frozen_random_layers(model: nn.Module) -> None:
-    """Warn of layers that no weights were loaded for and no training will change."""
-    frozen = sum(not p.requires_grad for p in model.parameters())
+def refuse_frozen_random_layers(model: nn.Module, key: str = "MODEL.BACKBONE.FREEZE_AT") -> None:
+    """Refuse layers that no weights were loaded for and no training will change.
+
+    Args:
+        model: about to be trained from random weights.
+        key: of the config that freezes, for the message.
+
+    Raises:
+        UserError: if a parameter is frozen.
+    """
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     if frozen:
+        raise UserError(
+            f"no weights were named and {len(frozen)} random tensors are frozen, e.g. "
+            f"{frozen[0]}: name weights, or train these layers with {key} 0"
+        )
+    if any(isinstance(module, FrozenBatchNorm2d) for module in model.modules()):
         logger.warning(
-            "no weights were named and %d frozen random tensors stay as they are: fine for a "
-            "trial, wrong for a result (MODEL.BACKBONE.FREEZE_AT 0 trains them)",
-            frozen,
+            "no weights were named and the network has FrozenBN, which then normalises nothing: "
+            "MODEL.RESNETS.NORM BN or GN trains better from random weights"
         )
 
 

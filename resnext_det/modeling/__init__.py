@@ -1,11 +1,13 @@
 """Networks, and their registration with Detectron2."""
 
+from .classifier import CifarResNeXt
 from .forms import convert_form, form_of
 from .fpn import build_resnext_fpn_backbone, build_retinanet_resnext_fpn_backbone
 from .resnext import ResNeXt, build_resnext_backbone, make_resnext_stage, variant_from_config
 from .roi_heads import ResNeXtRes5ROIHeads
 
 __all__ = [
+    "CifarResNeXt",
     "ResNeXt",
     "ResNeXtRes5ROIHeads",
     "build_resnext_backbone",

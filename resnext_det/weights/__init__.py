@@ -1,6 +1,7 @@
 """Pretrained weights: where they come from, and loading that proves that they arrived."""
 
-from .catalog import register_weights
+from .download import register_weights
 from .loading import StrictCheckpointer
+from .recipe import settings_of
 
-__all__ = ["StrictCheckpointer", "register_weights"]
+__all__ = ["StrictCheckpointer", "register_weights", "settings_of"]

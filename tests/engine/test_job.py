@@ -108,7 +108,10 @@ def test_without_a_gpu_the_cpu_is_used_and_said_once(job, capsys):
         (["SOLVER.MAX_ITER", "3", "--resume"], "--resume stands after the KEY VALUE overrides"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "dataset shapes_train has 5 classes (circle"),
         (["MODEL.WEIGHTS", "nothing.pth"], "MODEL.WEIGHTS nothing.pth does not exist"),
-        (["MODEL.WEIGHTS", "resnext_det://R-51.pth"], "no weights named resnext_det://R-51.pth"),
+        (
+            ["MODEL.WEIGHTS", "resnext://torchvision/R-51"],
+            "no published weights are named 'torchvision/R-51'",
+        ),
         (["DATASETS.TRAIN", "('coco_trainval',)"], "dataset coco_trainval is not registered"),
         (["MODEL.RESNETS.DEPTH", "34"], "depth 34 is not one of [26, 50, 101, 152, 200]"),
         (["MODEL.RESNEXT.FORM", "z"], "MODEL.RESNEXT.FORM 'z' is not one of a, b, c"),
@@ -158,6 +161,7 @@ def test_an_unreadable_image_is_one_line(job, capsys, tmp_path, workers):
     (coco / "train2017").unlink()
     (coco / "train2017").mkdir()
     small = ("MODEL.RESNETS.DEPTH", "26", "MODEL.WEIGHTS", "", "SOLVER.IMS_PER_BATCH", "1")
+    small += ("MODEL.BACKBONE.FREEZE_AT", "0")
     status = job(*small, "DATALOADER.NUM_WORKERS", workers, config="faster_rcnn_X50_32x4d")
     error = capsys.readouterr().err
     assert status == 1

@@ -159,7 +159,8 @@ def test_two_step_rows_train_and_their_figures_are_the_fast_rcnns(tmp_path, monk
     monkeypatch.setattr(shapes, "SPLIT_SIZES", {"shapes_train": 4, "shapes_minival": 2})
     output = tmp_path / "output"
     words = (
-        "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 26, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
+        "MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.RESNETS.DEPTH", 26,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
         "MODEL.RESNETS.NUM_GROUPS", 1, "MODEL.RESNETS.WIDTH_PER_GROUP", 4,
         "MODEL.ROI_HEADS.NUM_CLASSES", 5, "FAST:MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 4,
         "MODEL.RPN.POST_NMS_TOPK_TEST", 5, "DATASETS.TRAIN", "('shapes_train',)",

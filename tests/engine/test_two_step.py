@@ -24,6 +24,7 @@ ROWS = ["R50", "X50_32x4d", "R101", "X101_32x4d"]
 TRAINED = 3  # iterations of each step below
 SMALL = {
     "MODEL.WEIGHTS": "",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
     "MODEL.RESNETS.DEPTH": 26,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,

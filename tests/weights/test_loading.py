@@ -107,7 +107,7 @@ def test_imagenet_weights_load_and_the_summary_counts_them(tmp_path, caplog):
     for name, tensor in model.backbone.bottom_up.state_dict().items():
         torch.testing.assert_close(tensor, network.state_dict()[name], rtol=0, atol=0)
     count = sum(not name.endswith("num_batches_tracked") for name in network.state_dict())
-    assert f"backbone {count}/{count} tensors loaded, heads 0/" in caplog.text
+    assert f"backbone: {count}/{count} tensors loaded; heads: 0/" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,10 @@ def test_imagenet_weights_load_and_the_summary_counts_them(tmp_path, caplog):
     [
         ({"width": 8}, r"res2.0.conv1.weight \(file \(64, 32, 1, 1\), model \(32, 32, 1, 1\)\)"),
         # equal bottleneck widths: only the grouped layers differ, so most of the file fits
-        ({"cardinality": 4, "width": 8}, r"8 of 145 tensors .*conv2.weight \(file \(32, 8, 3, 3\)"),
+        (
+            {"cardinality": 4, "width": 8},
+            r"137/145 .*conv2.weight \(file \(32, 8, 3, 3\).*a 4x8d network.*NUM_GROUPS 4",
+        ),
         ({"stem_out_channels": 64}, r"stem.conv1.weight \(file \(64, 3, 7, 7\)"),
     ],
 )
@@ -127,13 +130,19 @@ def test_weights_of_another_network_are_an_error(changes, message, tmp_path):
 
 def test_weights_of_another_depth_are_an_error(tmp_path):
     file = heuristic_file(small_backbone().state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"backbone.bottom_up.res2.2.conv1.weight \(absent\)"):
+    with pytest.raises(
+        UserError,
+        match=r"145/265 .*Missing: res2.2.conv1.*another depth: res2",
+    ):
         StrictCheckpointer(detector(DEPTH=50)).load(file)
 
 
 def test_an_unconverted_torchvision_file_is_an_error_that_names_its_tensors(tmp_path):
     file = heuristic_file(torchvision.models.resnet50().state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"Unused in the file: bn1.weight, bn1.bias"):
+    with pytest.raises(
+        UserError,
+        match=r"Unused in the file: conv1.weight, .*in torchvision's names",
+    ):
         StrictCheckpointer(detector("faster_rcnn_R50")).load(file)
 
 
@@ -166,7 +175,7 @@ def test_a_file_that_would_run_code_is_refused(name, tmp_path, capsys):
     file = tmp_path / name
     content = {"model": {"stem.conv1.weight": np.zeros(1), "x": Attack()}}
     file.write_bytes(pickle.dumps(content)) if name.endswith("pkl") else torch.save(content, file)
-    with pytest.raises(UserError, match=f"{file} is not a readable"):
+    with pytest.raises(UserError, match=f"{file} is not .*readable"):
         StrictCheckpointer(detector()).load(str(file))
     assert "executed" not in capsys.readouterr().out
 
@@ -195,7 +204,7 @@ def test_an_absent_file_is_named(tmp_path):
 )
 def test_a_file_with_more_than_the_network_is_an_error(file, model, named, tmp_path):
     source = heuristic_file(small_backbone(**file).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match=rf"has no place for, e.g. .*{named}"):
+    with pytest.raises(UserError, match=rf"Unused in the file: {named}"):
         StrictCheckpointer(small_backbone_in_a_module(**model)).load(source)
 
 

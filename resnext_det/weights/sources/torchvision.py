@@ -1,12 +1,14 @@
-"""torchvision's names, which OpenMMLab's `third_party` files and timm's plain ResNeXts share.
+"""torchvision's names, which many share: timm's plain ResNeXts, the WSL, SSL and SWSL files of
+Facebook, MoCo's encoders and OpenMMLab's `third_party` files.
 
 torchvision/models/resnet.py: `conv1`, `bn1`, `layer1.0.conv2`, `layer1.0.downsample.0`, `fc`.
 """
 
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
+
+from .rules import Conversion, convert_by_rules
 
 # torchvision -> Detectron2, e.g.
 #   conv1.weight                      -> stem.conv1.weight
@@ -15,7 +17,7 @@ from torch import Tensor
 #   layer1.0.bn2.bias                 -> res2.0.conv2.norm.bias
 #   layer4.0.downsample.1.weight      -> res5.0.shortcut.norm.weight
 #   fc.bias                           -> linear.bias
-_RULES = (
+RULES = (
     (r"^conv1\.", "stem.conv1."),
     (r"^bn1\.", "stem.conv1.norm."),
     (r"^layer1\.", "res2."),
@@ -27,30 +29,26 @@ _RULES = (
     (r"\.downsample\.1\.", ".shortcut.norm."),
     (r"^fc\.", "linear."),
 )
-_DROPPED = re.compile(
-    r"\.num_batches_tracked$"
-)  # a counter that frozen and fixed-momentum BN ignore
-_KNOWN = re.compile(r"^(stem|res[2-5]|linear)\.")
+
+# Detectron2 -> torchvision, for trained weights that are to serve elsewhere
+BACK = (
+    (r"^stem\.conv1\.norm\.", "bn1."),
+    (r"^stem\.conv1\.", "conv1."),
+    (r"^res2\.", "layer1."),
+    (r"^res3\.", "layer2."),
+    (r"^res4\.", "layer3."),
+    (r"^res5\.", "layer4."),
+    (r"\.conv([123])\.norm\.", r".bn\1."),
+    (r"\.shortcut\.norm\.", ".downsample.1."),
+    (r"\.shortcut\.", ".downsample.0."),
+    (r"^linear\.", "fc."),
+)
 
 
-def rename(name: str) -> str:
-    """Rename one tensor; a name that no rule knows comes back as it was."""
-    for pattern, replacement in _RULES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_torchvision(tensors: Mapping[str, Tensor]) -> Conversion:
     """Rename a torchvision ResNet or ResNeXt state dict to Detectron2's names.
 
     Raises:
-        ValueError: if a tensor is unknown or two tensors get one name.
+        ValueError: if two tensors get one name.
     """
-    kept = [name for name in state_dict if not _DROPPED.search(name)]
-    converted = {rename(name): state_dict[name] for name in kept}
-    unknown = [name for name in kept if not _KNOWN.match(rename(name))]
-    if unknown:
-        raise ValueError(f"not torchvision's names: {', '.join(unknown[:5])}")
-    if len(converted) != len(kept):
-        raise ValueError("two tensors of the file get the same name")
-    return converted
+    return convert_by_rules(tensors, RULES)

@@ -1,0 +1,150 @@
+"""What a weight file expects of images and strides, told from whatever knows it.
+
+The command line knows best, then the file's own recipe, then the catalog (by the file's sha256),
+then the convention of its source. Nobody guesses: where none of them knows, the user is asked.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import UserError
+from .catalog import PublishedWeights
+from .network import Network
+from .recipe import (
+    CIFAR10,
+    CIFAR100,
+    DETECTRON,
+    DETECTRON2_MSRA,
+    IMAGENET,
+    Preprocessing,
+    Recipe,
+)
+from .sources import Conversion
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user says of the input; None leaves it to what else is known.
+
+    Attributes:
+        source: a name of `SOURCES`.
+        wrapper: the key of the checkpoint that holds the tensors, e.g. "state_dict".
+        input_order: "RGB" or "BGR", what the file expects.
+        pixel_mean: what the file expects, channels in that order, images of 0..255.
+        pixel_std: likewise.
+        stride_in_1x1: whether the strides are in the first 1x1 layers.
+        licence: of the weights.
+    """
+
+    source: str | None = None
+    wrapper: str | None = None
+    input_order: str | None = None
+    pixel_mean: tuple[float, float, float] | None = None
+    pixel_std: tuple[float, float, float] | None = None
+    stride_in_1x1: bool | None = None
+    licence: str | None = None
+
+
+NOTHING_SAID = Options()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What somebody knows of a file; None is unknown.
+
+    Attributes:
+        told_by: for the report.
+        preprocessing: of the images.
+        stride_in_1x1: whether the strides are in the first 1x1 layers.
+        licence: of the weights.
+    """
+
+    told_by: str
+    preprocessing: Preprocessing | None = None
+    stride_in_1x1: bool | None = None
+    licence: str | None = None
+
+
+def facts_of(
+    options: Options,
+    recipe: Recipe | None,
+    entry: PublishedWeights | None,
+    convention: Facts,
+    file: str,
+) -> Facts:
+    """Put together what is known of a file.
+
+    Raises:
+        UserError: if nobody knows its preprocessing or its strides.
+    """
+    known = [convention]
+    if entry is not None:
+        told = f"the catalog ({entry.name})"
+        known.insert(0, Facts(told, entry.preprocessing, entry.stride_in_1x1, entry.licence))
+    if recipe is not None:
+        expects = Preprocessing(recipe.channel_order, recipe.pixel_mean, recipe.pixel_std)
+        known.insert(0, Facts("its recipe", expects, recipe.stride_in_1x1, recipe.licence))
+
+    def first(name: str) -> object:
+        return next((v for f in known if (v := getattr(f, name)) is not None), None)
+
+    stride = options.stride_in_1x1
+    if stride is None and (stride := first("stride_in_1x1")) is None:
+        raise UserError(
+            f"{file} does not tell where its strides are: say --stride-in-1x1 yes (MSRA's "
+            "ResNets) or no (torchvision's)"
+        )
+    told_by = next((f.told_by for f in known if f.preprocessing is not None), "")
+    preprocessing = _said(options, first("preprocessing"))
+    if preprocessing is None:
+        raise UserError(
+            f"{file} does not tell what images it expects: say --input-order, --pixel-mean and "
+            "--pixel-std, e.g. --input-order RGB --pixel-mean 123.675 116.28 103.53 "
+            "--pixel-std 58.395 57.12 57.375"
+        )
+    if (options.input_order, options.pixel_mean, options.pixel_std) != (None, None, None):
+        told_by = "the command line"
+    licence = options.licence or first("licence") or "unknown"
+    return Facts(told_by, preprocessing, stride, licence)
+
+
+def _said(options: Options, known: Preprocessing | None) -> Preprocessing | None:
+    """What the command line says of the preprocessing, filled up with what is known."""
+    if known is None:
+        said = (options.input_order, options.pixel_mean, options.pixel_std)
+        return None if None in said else Preprocessing(*said)
+    known = known.reordered(options.input_order or known.channel_order)
+    return Preprocessing(
+        known.channel_order,
+        options.pixel_mean or known.pixel_mean,
+        options.pixel_std or known.pixel_std,
+    )
+
+
+def convention_of(
+    source: str, network: Network, conversion: Conversion, record: Mapping[str, object]
+) -> Facts:
+    """What files of a source expect, as their publishers document it.
+
+    Args:
+        source: a name of `SOURCES`.
+        network: of the file.
+        conversion: of the file.
+        record: what stands beside the tensors, e.g. `__author__`.
+    """
+    told_by = f"the convention of {source} files"
+    is_resnet = network.cardinality == 1
+    if source == "caffe2":
+        if conversion.merged_norms:
+            expects = DETECTRON
+        else:
+            expects = DETECTRON2_MSRA if is_resnet else IMAGENET.reordered("BGR")
+        return Facts(told_by, expects, is_resnet)  # MSRA's ResNets have the stride in the 1x1
+    if source == "detectron2":
+        if record.get("__author__") == "torchvision":  # Detectron2's convert-torchvision-to-d2.py
+            return Facts(told_by, IMAGENET, stride_in_1x1=False)
+        return Facts(told_by, None, None if is_resnet else False)
+    if network.is_cifar:
+        expects = {10: CIFAR10, 100: CIFAR100}.get(network.num_classes)
+        return Facts(told_by, expects, conversion.stride_in_1x1)
+    return Facts(told_by, IMAGENET, bool(conversion.stride_in_1x1))
