@@ -49,7 +49,10 @@ setup(
         "tqdm",
         "matplotlib",
         "tensorboard",
+        "torchfile",
         "packaging",
+        "portalocker",
+        "safetensors>=0.4",
         "setuptools<81",  # Detectron2 imports pkg_resources
     ],
 )

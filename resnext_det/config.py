@@ -25,6 +25,7 @@ NETWORK_KEYS = {
 }
 
 _PACKAGE = Path(__file__).resolve().parent
+_NOT_SAID = "<not said>"  # of MODEL.WEIGHTS, whose default "" means training from nothing
 
 
 def register_training_keys() -> None:
@@ -88,12 +89,16 @@ def config_path(name: str) -> Path:
     return config_dir() / f"{name}.yaml"
 
 
-def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
+def load_config(
+    config_file: str, overrides: Sequence[str] = (), *, needs_weights: bool = False
+) -> CfgNode:
     """Read a config file and apply `KEY VALUE` overrides from a command line.
 
     Args:
         config_file: a path, or the name of a shipped config.
         overrides: keys and values in turn, e.g. ["SOLVER.BASE_LR", "0.01"].
+        needs_weights: refuse a config that nowhere says MODEL.WEIGHTS; to start from nothing has to
+            be said as "".
 
     Raises:
         UserError: for a file that is absent or not readable as a config, an unknown key (with the
@@ -106,6 +111,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
         except UserError as error:
             raise UserError(f"config file {config_file!r} does not exist, and {error}") from None
     cfg = get_cfg()
+    cfg.MODEL.WEIGHTS = _NOT_SAID
     try:
         cfg.merge_from_file(str(path), allow_unsafe=False)  # YAML tags could run code
     except RecursionError as error:
@@ -115,6 +121,13 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     except (yaml.YAMLError, OSError) as error:
         raise UserError(f"{path}: {_explain(error, cfg)}") from error
     _apply_overrides(cfg, overrides)
+    if cfg.MODEL.WEIGHTS == _NOT_SAID:
+        if needs_weights:
+            raise UserError(
+                f"{path} does not say MODEL.WEIGHTS: name weights, e.g. MODEL.WEIGHTS "
+                'resnext://torchvision/X-50-32x4d, or start from nothing with MODEL.WEIGHTS ""'
+            )
+        cfg.MODEL.WEIGHTS = ""
     return cfg
 
 

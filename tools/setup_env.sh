@@ -110,6 +110,8 @@ rm -f "$STAMP"
 [ -x "$VENV/bin/pip" ] || fail "Python's venv module made no pip (Debian: apt install python3-venv)"
 step "installing pinned requirements (torch is large: minutes on a slow line)" \
     "$VENV/bin/python" -m pip install -r requirements/runtime.txt -r requirements/dev.txt
+step "installing reference networks for the tests" \
+    "$VENV/bin/python" -m pip install --no-deps -r requirements/references.txt
 step "installing Detectron2${detectron2:+ from $detectron2}" install_detectron2 "$detectron2"
 step "installing resnext_det, editable" \
     "$VENV/bin/python" -m pip install --no-deps --no-build-isolation -e .

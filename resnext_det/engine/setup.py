@@ -61,7 +61,7 @@ def read_config(
     Raises:
         UserError: as `load_config`, `check_config` and `require_files`.
     """
-    cfg = load_config(config_file, overrides)
+    cfg = load_config(config_file, overrides, needs_weights=True)
     fell_back = _choose_device(cfg, overrides)
     check_config(cfg, eval_only=eval_only)
     for name in cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):

@@ -31,7 +31,7 @@ from torch import nn
 
 from ..data import NamingDatasetMapper
 from ..errors import UserError
-from ..evaluation import build_coco_evaluator
+from ..evaluation import build_coco_evaluator, evaluation_folder
 from ..weights import StrictCheckpointer, settings_of
 
 logger = logging.getLogger(__name__)
@@ -145,13 +145,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> object:
-        """Build the COCO evaluator, which writes into `OUTPUT_DIR/inference`.
-
-        With several test sets each has a folder of its own there.
-        """
-        folder = Path(cfg.OUTPUT_DIR) / "inference"
-        if len(cfg.DATASETS.TEST) > 1:
-            folder = folder / dataset_name
+        """Build the COCO evaluator, which writes into `evaluation_folder`."""
+        folder = evaluation_folder(cfg, dataset_name)
         return build_coco_evaluator(cfg, dataset_name, str(folder))
 
 

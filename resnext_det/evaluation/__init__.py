@@ -1,5 +1,5 @@
 """Evaluation on COCO and data sets of its kind."""
 
-from .coco import QuietCOCOEvaluator, build_coco_evaluator
+from .coco import QuietCOCOEvaluator, build_coco_evaluator, evaluation_folder
 
-__all__ = ["QuietCOCOEvaluator", "build_coco_evaluator"]
+__all__ = ["QuietCOCOEvaluator", "build_coco_evaluator", "evaluation_folder"]

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -48,6 +49,12 @@ class QuietCOCOEvaluator(COCOEvaluator):
         coco_eval.accumulate()
         coco_eval.summarize()
         return coco_eval
+
+
+def evaluation_folder(cfg: CfgNode, dataset_name: str) -> Path:
+    """`OUTPUT_DIR/inference`; with several test sets each has a folder of its own there."""
+    folder = Path(cfg.OUTPUT_DIR) / "inference"
+    return folder / dataset_name if len(cfg.DATASETS.TEST) > 1 else folder
 
 
 def build_coco_evaluator(

@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 
 from ..config import load_config
 from ..errors import UserError
+from .coco import evaluation_folder
 
 _LOSSES = ("total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
 _COLOURS = ("tab:red", "tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:pink", "black")
@@ -162,10 +163,8 @@ def draw_run(run: Path, *, images: int = 8, threshold: float = 0.5) -> list[Path
     cfg = load_config(str(run / "config.yaml"))
     curves, sheet = run / "curves.png", run / "predictions.png"
     plot_curves(read_metrics(run / "metrics.json"), curves)
-    folder = run / "inference"
-    if len(cfg.DATASETS.TEST) > 1:
-        folder = folder / cfg.DATASETS.TEST[0]
-    file = folder / "coco_instances_results.json"
+    cfg.OUTPUT_DIR = str(run)  # it may have been moved
+    file = evaluation_folder(cfg, cfg.DATASETS.TEST[0]) / "coco_instances_results.json"
     try:
         detections = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..modeling import form_of
 from .network import Network
 from .recipe import Preprocessing
-from .t7 import run_t7
+from .t7_tree import run_t7
 
 TOLERANCE = 1e-4  # of the largest feature
 

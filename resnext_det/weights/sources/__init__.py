@@ -34,6 +34,7 @@ SOURCES = {
         torchvision.from_torchvision,
         "torchvision's names: its own files, WSL, SSL, SWSL, MoCo, OpenMMLab's third_party",
         torchvision.RULES,
+        torchvision.DROPS,
     ),
     "timm": Source(timm.from_timm, "timm's ResNeXts (torchvision's names)", torchvision.RULES),
     "cadene": Source(cadene.from_cadene, "Cadene's pretrainedmodels", cadene.RULES),

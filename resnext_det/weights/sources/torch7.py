@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...modeling.forms import convert_form
-from ..t7 import children_of, class_of, fields_of, kind_of, network_of, walk
+from ..t7_tree import children_of, class_of, fields_of, kind_of, network_of, walk
 from .rules import Conversion
 
 Node = tuple[str, object]  # (path, module)

@@ -30,6 +30,8 @@ RULES = (
     (r"^fc\.", "linear."),
 )
 
+DROPS = ((r"^fc\.\d+\.", "a projection head of contrastive learning"),)
+
 # Detectron2 -> torchvision, for trained weights that are to serve elsewhere
 BACK = (
     (r"^stem\.conv1\.norm\.", "bn1."),
@@ -51,4 +53,4 @@ def from_torchvision(tensors: Mapping[str, Tensor]) -> Conversion:
     Raises:
         ValueError: if two tensors get one name.
     """
-    return convert_by_rules(tensors, RULES)
+    return convert_by_rules(tensors, RULES, DROPS)
