@@ -111,8 +111,9 @@ def load_config(
         except UserError as error:
             raise UserError(f"config file {config_file!r} does not exist, and {error}") from None
     cfg = get_cfg()
-    cfg.MODEL.WEIGHTS = _NOT_SAID
+    cfg.MODEL.WEIGHTS = _NOT_SAID  # till the file or an override says it
     try:
+        _refuse_repeated_keys(path)
         cfg.merge_from_file(str(path), allow_unsafe=False)  # YAML tags could run code
     except RecursionError as error:
         raise UserError(f"{path}: its _BASE_ files name each other in a circle") from error
@@ -129,6 +130,25 @@ def load_config(
             )
         cfg.MODEL.WEIGHTS = ""
     return cfg
+
+
+def _refuse_repeated_keys(path: Path) -> None:
+    """YAML keeps the last of two equal keys: pasted lines would hide a whole MODEL block above."""
+    nodes = [yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)]
+    while nodes:
+        node = nodes.pop()
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise UserError(
+                    f"{key.value} stands in line {lines[key.value]} and again in line "
+                    f"{line}: YAML would keep only the second; put what is below them together"
+                )
+            lines[key.value] = line
+            nodes.append(value)
 
 
 def dump_config(cfg: CfgNode) -> str:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from resnext_det.errors import UserError
 from resnext_det.quiet import silence_deprecations
+from resnext_det.weights.agreement import shown
 from resnext_det.weights.catalog import format_catalog
 from resnext_det.weights.conventions import Options
 from resnext_det.weights.convert import LIBRARIES, Report, convert_file, export_file
-from resnext_det.weights.recipe import IMAGENET, shown
+from resnext_det.weights.recipe import IMAGENET
 from resnext_det.weights.sources import SOURCES
 
 
@@ -54,12 +55,25 @@ def parse_arguments() -> argparse.Namespace:
     said.add_argument("--pixel-std", nargs=3, type=float, metavar="X", help="likewise")
     said.add_argument("--stride-in-1x1", choices=("yes", "no"), help="place of a stage's stride")
     said.add_argument("--licence", help="of the weights, for the record")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if not args.list and args.output is None:
         parser.error("IN and OUT are needed, or --list")
     if args.to and args.channel_order == "BGR":
         parser.error(f"--channel-order BGR: {args.to}'s networks take RGB images")
     return args
+
+
+def check_report(args: argparse.Namespace) -> None:
+    """Refuse a report that could not be written, or would destroy a file."""
+    if args.json in (None, "-"):
+        return
+    file = Path(args.json)
+    if file.is_dir():
+        raise UserError(f"--json {file} is a folder: name a file in it")
+    if not file.parent.is_dir():
+        raise UserError(f"{file}: there is no folder {file.parent}")
+    if file.resolve() in (args.input.resolve(), args.output.resolve()):
+        raise UserError(f"--json {file} is IN or OUT: name another file")
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -101,15 +115,15 @@ def main() -> None:
     if args.list:
         print(format_catalog())
         return
-    if args.json not in (None, "-") and not Path(args.json).parent.is_dir():
-        sys.exit(f"error: {args.json}: there is no folder {Path(args.json).parent}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds: no temporary file stays
+    for name in (signal.SIGTERM, signal.SIGHUP):  # unwinds: no temporary file stays
+        signal.signal(name, lambda number, _: sys.exit(128 + number))
     silence_deprecations()
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     try:
+        check_report(args)
         if args.to:
             report = export_file(args.input, args.output, args.to, options_of(args), say=say)
         else:

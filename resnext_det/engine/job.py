@@ -56,10 +56,10 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
             logger.warning("MODEL.WEIGHTS is empty: evaluating random weights")
         results = Trainer.test(cfg, model)
     else:
-        if comm.is_main_process() and not args.resume:
-            set_aside_metrics(Path(cfg.OUTPUT_DIR))
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
+        if comm.is_main_process() and not args.resume:
+            set_aside_metrics(Path(cfg.OUTPUT_DIR))
         trainer.train()
         results = trainer._last_eval_results
     if not comm.is_main_process():

@@ -79,8 +79,6 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool = False) -> dict:
         UserError: if the run to resume is finished, or the weights do not fit.
     """
     folder = Path(cfg.train.output_dir)
-    if comm.is_main_process() and not resume:
-        set_aside_metrics(folder)
     trainer = _build_trainer(cfg, model)
     checkpointer = _checkpointer(cfg, trainer.model, trainer=trainer)
     found = resume and checkpointer.has_checkpoint()
@@ -90,6 +88,8 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool = False) -> dict:
     if not found and not cfg.train.init_checkpoint:
         refuse_frozen_random_layers(model, "freeze_at of the backbone")
 
+    if comm.is_main_process() and not resume:
+        set_aside_metrics(folder)
     results = {}
 
     def test() -> dict:
@@ -112,9 +112,9 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool = False) -> dict:
 def _checkpointer(
     cfg: DictConfig, model: nn.Module, **checkpointables: object
 ) -> StrictCheckpointer:
-    settings, paste = lazy_settings(cfg)
+    settings, words = lazy_settings(cfg)
     return StrictCheckpointer(
-        model, cfg.train.output_dir, settings=settings, paste=paste, **checkpointables
+        model, cfg.train.output_dir, settings=settings, words=words, **checkpointables
     )
 
 

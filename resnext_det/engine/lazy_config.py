@@ -1,6 +1,6 @@
 """Reading Python configs (Detectron2's LazyConfig): overrides, mistyped keys, and checks."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from detectron2.config import LazyConfig
@@ -14,8 +14,15 @@ from omegaconf.errors import OmegaConfBaseException
 from ..config import config_dir, suggest
 from ..errors import UserError
 from ..variants import Variant
+from ..weights.agreement import ConfigWords, variant_of
 from ..weights.recipe import Recipe, Settings
 
+_BACKBONES = ("model.backbone.bottom_up", "model.backbone")
+_CHANNEL_ORDERS = (
+    "model.input_format",
+    "dataloader.train.mapper.image_format",
+    "dataloader.test.mapper.image_format",
+)
 _KEYS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
@@ -86,37 +93,25 @@ def check_lazy_config(cfg: DictConfig) -> None:
                 )
 
 
-def lazy_settings(
-    cfg: DictConfig,
-) -> tuple[Settings | None, Callable[[Recipe, Sequence[str]], str]]:
-    """What a Python config says of the fields that weights depend on.
+def lazy_settings(cfg: DictConfig) -> tuple[Settings | None, ConfigWords]:
+    """What a Python config says of the fields that weights depend on, and how it says them.
 
     Returns:
-        The settings, None if the backbone is no ResNeXt; and what writes the lines that would make
-        the config agree with a recipe.
+        The settings, None if the backbone is no ResNeXt; and the config's words for them.
 
     Raises:
         UserError: if the loaders and the model take images of different channel orders.
     """
-    keys = ("model.backbone.bottom_up", "model.backbone")
-    nodes = {key: OmegaConf.select(cfg, key) for key in keys}
-    key = next((k for k, n in nodes.items() if n is not None and "cardinality" in n), None)
+    key = next((k for k in _BACKBONES if "cardinality" in (OmegaConf.select(cfg, k) or ())), None)
+    orders = {name: OmegaConf.select(cfg, name) for name in _CHANNEL_ORDERS}
+    orders = {name: order for name, order in orders.items() if order is not None}
+    words = _words(key, list(orders))
     if key is None:
-        return None, lambda recipe, fields: ""
-    orders = {
-        name: value
-        for name in (
-            "model.input_format",
-            "dataloader.train.mapper.image_format",
-            "dataloader.test.mapper.image_format",
-        )
-        if (value := OmegaConf.select(cfg, name)) is not None
-    }
+        return None, words
     if len(set(orders.values())) != 1:
-        raise UserError(
-            f"channel orders differ: {', '.join(f'{k}={v}' for k, v in orders.items())}"
-        )
-    node = nodes[key]
+        found = ", ".join(f"{name}={order}" for name, order in orders.items())
+        raise UserError(f"the model and its loaders differ in channel order: {found}")
+    node = OmegaConf.select(cfg, key)
     settings = Settings(
         variant=str(Variant(node.depth, node.cardinality, node.width)),
         channel_order=next(iter(orders.values())),
@@ -124,24 +119,33 @@ def lazy_settings(
         pixel_std=tuple(map(float, cfg.model.pixel_std)),
         stride_in_1x1=bool(node.get("stride_in_1x1", False)),
     )
+    return settings, words
 
-    def paste(recipe: Recipe, fields: Sequence[str]) -> str:
-        lines = []
-        for name in fields:
-            if name == "variant":
-                depth, template = recipe.variant.split("-")[1:]
-                cardinality, width = template.rstrip("d").split("x")
-                lines += [f"{key}.depth = {depth}"]
-                lines += [f"{key}.cardinality = {cardinality}", f"{key}.width = {width}"]
-            elif name == "channel_order":
-                lines += [f'{order} = "{recipe.channel_order}"' for order in orders]
-            elif name == "stride_in_1x1":
-                lines.append(f"{key}.stride_in_1x1 = {recipe.stride_in_1x1}")
-            elif name != "bn_eps":
-                lines.append(f"model.{name} = {list(getattr(recipe, name))}")
-        return "\n".join(lines)
 
-    return settings, paste
+def _words(backbone: str | None, orders: Sequence[str]) -> ConfigWords:
+    def lines(recipe: Recipe, differ: Sequence[str]) -> str:
+        values: dict[str, object] = {}
+        if "channel_order" in differ:
+            values.update(dict.fromkeys(orders, recipe.channel_order))
+        for name in ("pixel_mean", "pixel_std"):
+            if name in differ:
+                values[f"model.{name}"] = list(getattr(recipe, name))
+        if "variant" in differ and (variant := variant_of(recipe)):
+            for name in ("depth", "cardinality", "width"):
+                values[f"{backbone}.{name}"] = getattr(variant, name)
+        if "stride_in_1x1" in differ:
+            values[f"{backbone}.stride_in_1x1"] = recipe.stride_in_1x1
+        return "\n".join(f"{key} = {value!r}" for key, value in values.items())
+
+    keys = {
+        "channel_order": " and ".join(orders),
+        "pixel_mean": "model.pixel_mean",
+        "pixel_std": "model.pixel_std",
+        "variant": str(backbone),
+        "stride_in_1x1": f"{backbone}.stride_in_1x1",
+        "bn_eps": "the epsilon of batch norms",
+    }
+    return ConfigWords("train.init_checkpoint", keys, lines)
 
 
 def _check_overrides(cfg: DictConfig, overrides: Sequence[str]) -> None:

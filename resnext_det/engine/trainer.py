@@ -151,10 +151,19 @@ class Trainer(DefaultTrainer):
 
 
 class StrictJSONWriter(JSONWriter):
-    """`JSONWriter` whose lines are JSON: it leaves out NaN and infinity, which JSON lacks."""
+    """`JSONWriter` whose lines are JSON: it leaves out NaN and infinity, which JSON lacks.
+
+    It opens its file at the first line, so that a run that is refused leaves an older one alone.
+    """
+
+    def __init__(self, json_file: str) -> None:
+        self._json_file = json_file
+        self._file_handle = None
 
     def write(self) -> None:
         """Append the newest scalars."""
+        if self._file_handle is None:
+            super().__init__(self._json_file)
         scalars = get_event_storage().latest()
         dropped = {k: v for k, v in scalars.items() if not math.isfinite(v[0])}
         for name in dropped:
@@ -163,6 +172,11 @@ class StrictJSONWriter(JSONWriter):
             super().write()
         finally:
             scalars.update(dropped)
+
+    def close(self) -> None:
+        """Close the file, if it was opened."""
+        if self._file_handle is not None:
+            super().close()
 
 
 def write_results(results: dict, path: Path) -> None:

@@ -4,10 +4,12 @@ The command line knows best, then the file's own recipe, then the catalog (by th
 then the convention of its source. Nobody guesses: where none of them knows, the user is asked.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import UserError
+from .agreement import shown
 from .catalog import PublishedWeights
 from .network import Network
 from .recipe import (
@@ -43,6 +45,17 @@ class Options:
     pixel_std: tuple[float, float, float] | None = None
     stride_in_1x1: bool | None = None
     licence: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            UserError: for a mean or std that is not finite, or a std that is not positive.
+        """
+        for name, low in (("pixel_mean", -math.inf), ("pixel_std", 0)):
+            values = getattr(self, name)
+            if values and not all(math.isfinite(v) and v > low for v in values):
+                raise UserError(f"{name} {shown(values)}: three finite numbers, std above 0")
 
 
 NOTHING_SAID = Options()
@@ -82,6 +95,7 @@ def facts_of(
         told = f"the catalog ({entry.name})"
         known.insert(0, Facts(told, entry.preprocessing, entry.stride_in_1x1, entry.licence))
     if recipe is not None:
+        _require_no_contradiction(options, recipe, file)
         expects = Preprocessing(recipe.channel_order, recipe.pixel_mean, recipe.pixel_std)
         known.insert(0, Facts("its recipe", expects, recipe.stride_in_1x1, recipe.licence))
 
@@ -106,6 +120,22 @@ def facts_of(
         told_by = "the command line"
     licence = options.licence or first("licence") or "unknown"
     return Facts(told_by, preprocessing, stride, licence)
+
+
+def _require_no_contradiction(options: Options, recipe: Recipe, file: str) -> None:
+    """Refuse to say of a file what its recipe, which was proved, says otherwise."""
+    said = {
+        "channel_order": options.input_order,
+        "pixel_mean": options.pixel_mean,
+        "pixel_std": options.pixel_std,
+        "stride_in_1x1": options.stride_in_1x1,
+    }
+    for name, value in said.items():
+        if value is not None and value != getattr(recipe, name):
+            raise UserError(
+                f"{file} says in its recipe that {name} is {shown(getattr(recipe, name))}, not "
+                f"{shown(value)}: leave that option out, or convert the source's file anew"
+            )
 
 
 def _said(options: Options, known: Preprocessing | None) -> Preprocessing | None:

@@ -108,7 +108,8 @@ def convert_file(
     say(f"reading {path}")
     given = read_input(path, options)
     report = _report(given, channel_order or given.facts.preprocessing.channel_order)
-    say(f"found {report.source} {report.variant}; {_counted(report)}")
+    where = f" in {report.wrapper}" if report.wrapper else ""
+    say(f"found {report.source} {report.variant}{where}; {_counted(report)}")
     network, stride = given.network, given.facts.stride_in_1x1
     order = report.recipe["channel_order"]
     images = proof_image(network, given.facts.preprocessing)

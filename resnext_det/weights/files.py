@@ -9,45 +9,32 @@ import json
 import os
 import pickle
 import re
+import stat
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .pickles import read_pickle
 from .recipe import Recipe
 from .t7 import read_t7
 
 SUFFIXES = (".pth", ".safetensors")
 
+# at the start of an old torch file: at least its names and shapes
+_PICKLE_BYTES = 4 * 1024**2
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32)
+
 # A .t7 file begins with the type of its root: a table or an object (torchfile)
 _T7_ROOTS = (3, 4)
-
-# What the pickles of Detectron and Detectron2 need to be read: dicts, strings, NumPy arrays.
-_SAFE_GLOBALS = {
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-}
-_ARRAY_MAKERS = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-}
-# Inert classes that training programs put beside the tensors: their options, a best accuracy
-_INERT = [
-    argparse.Namespace,
-    np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int64")),
-]
 
 
 @dataclass(frozen=True)
@@ -81,14 +68,15 @@ def read_file(path: Path | str) -> RawFile:
             raise UserError(f"{path} is empty")
         if start[:4] == b"PK\x03\x04":
             return RawFile("torch", _read_torch(path, size))
+        # before pickles: the length of the header, its first eight bytes, may begin as theirs do
+        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size:
+            return RawFile("safetensors", *_read_safetensors(path))
         if start[:1] == b"\x80":  # a pickle, or torch's format before 1.6, which begins with one
             if _is_old_torch(start):
                 return RawFile("torch", _read_torch(path, size))
-            return RawFile("pickle", _read_pickle(path))
+            return RawFile("pickle", read_pickle(path))
         if int.from_bytes(start[:4], "little") in _T7_ROOTS and len(start) == 16:
             return RawFile("t7", read_t7(path))
-        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size:
-            return RawFile("safetensors", *_read_safetensors(path))
     if start.lstrip()[:1] == b"<":
         raise UserError(f"{path} is a web page, not a weight file: download it anew")
     raise UserError(
@@ -99,13 +87,20 @@ def read_file(path: Path | str) -> RawFile:
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what the operating system says of a path into one line for the user."""
+    """Turn what the operating system says of a path into one line for the user.
+
+    Raises:
+        UserError: if it is absent, a directory or no regular file, or cannot be read.
+    """
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise UserError(f"{path} is a directory, not a weight file")
+        if not stat.S_ISREG(mode):  # a pipe would be waited for, a device never ends
+            raise UserError(f"{path} is a pipe or a device, not a weight file")
         yield
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path} is a directory, not a weight file") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -116,26 +111,48 @@ def _is_old_torch(start: bytes) -> bool:
 
 
 def _read_torch(path: Path, size: int) -> dict:
-    mapped = zipfile.is_zipfile(path)
+    is_archive = zipfile.is_zipfile(path)
+    mapped = is_archive and path.suffix != ".safetensors"  # torch would go by that name
     try:
-        if mapped:
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(info.file_size for info in archive.infolist())
-            if unpacked > size:  # torch stores without compression
-                raise UserError(f"{path} claims {unpacked} bytes of data and has {size}")
-        with torch.serialization.safe_globals(_INERT):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except UserError:
+        if is_archive:
+            _check_archive(path, size)
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),  # options beside the tensors
+            path.open("rb") as file,
+        ):
+            if not is_archive:
+                _check_pickle(path, file.read(_PICKLE_BYTES))
+                file.seek(0)
+            content = torch.load(
+                path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped
+            )
+    except (OSError, UserError):
         raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is not readable: {_unpickling_reason(error)}") from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, LookupError) as error:
+    except Exception as error:  # a damaged file fails in any way
         raise UserError(f"{path} is damaged or incomplete: {_one_line(error)}") from error
-    except (TypeError, AttributeError, MemoryError, AssertionError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {_one_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a dict of weights")
     return content
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """Refuse a zip that torch did not write: it stores records as they are, side by side."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        unpacked = sum(record.file_size for record in records)
+        if unpacked > size or any(r.compress_type != zipfile.ZIP_STORED for r in records):
+            raise UserError(f"{path} is compressed, which torch's files are not: unpack it first")
+        for record in records:
+            if record.filename.endswith("data.pkl"):
+                _check_pickle(path, archive.read(record))
+
+
+def _check_pickle(path: Path, content: bytes) -> None:
+    """Refuse the one thing that weights_only admits and that takes memory as a file says."""
+    if b"bytearray" in content:
+        raise UserError(f"{path} is not readable: it refers to bytearray, which takes memory")
 
 
 def _unpickling_reason(error: Exception) -> str:
@@ -151,68 +168,6 @@ def _unpickling_reason(error: Exception) -> str:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-class _ArrayName:
-    """Stands for numpy.ndarray, which a pickle may name but not call, as a call allocates."""
-
-    def __new__(cls, *_: object) -> "_ArrayName":
-        raise pickle.UnpicklingError("an array without data")
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) == ("numpy", "ndarray"):
-            return _ArrayName
-        if (module, name) in _SAFE_GLOBALS:
-            return super().find_class(module, name)
-        if (module, name) in _ARRAY_MAKERS:
-            return _empty_array
-        if (module, name) == ("_codecs", "encode"):
-            return _encode_latin1
-        raise pickle.UnpicklingError(
-            f"it refers to {module}.{name}, which is not loaded, as such things can run code"
-        )
-
-
-def _empty_array(kind: type, shape: tuple, dtype: object) -> np.ndarray:
-    """NumPy's `_reconstruct` as its own pickles call it: the data come later."""
-    if kind is not _ArrayName or shape != (0,):
-        raise pickle.UnpicklingError(f"an array of shape {shape} without data")
-    return np.empty(0, np.dtype("uint8"))
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
-    return text.encode("latin1")
-
-
-def _read_pickle(path: Path) -> dict:
-    """Read a pickle of Detectron or Detectron2; arrays become tensors."""
-    try:
-        with path.open("rb") as file:
-            content = _ArrayUnpickler(file, encoding="latin1").load()
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is not a readable weight pickle: {_one_line(error)}") from error
-    except (EOFError, LookupError, ValueError, TypeError, AttributeError, ImportError) as error:
-        raise UserError(f"{path} is a damaged pickle: {_one_line(error)}") from error
-    except (MemoryError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} is a damaged pickle: it claims absurd sizes") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dict of weights")
-    return _with_tensors(content, path)
-
-
-def _with_tensors(content: dict, path: Path) -> dict:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            content[key] = _with_tensors(value, path)
-        elif isinstance(value, np.ndarray):
-            if value.dtype.kind not in "fiu":
-                raise UserError(f"{path}: {key} is an array of {value.dtype}, not of numbers")
-            content[key] = torch.from_numpy(np.require(value, requirements=["C", "W"]))
-    return content
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -257,7 +212,15 @@ def save_atomically(content: object, path: Path) -> None:
         UserError: if it cannot be written.
     """
     with replacing(path) as temporary:
-        torch.save(content, temporary)
+        _write(torch.save, content, temporary)
+
+
+def _write(write: Callable[..., None], *args: object) -> None:
+    """Call torch.save or save_file, which say in ways of their own that a disk is full."""
+    try:
+        write(*args)
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise OSError(_one_line(error)) from error
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], recipe: Recipe | None) -> None:
@@ -265,15 +228,18 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], recipe: Recipe | No
 
     A `.pth` file is `{"model": tensors, "recipe": ...}`, which stock Detectron2 loads too, or the
     bare tensors without a recipe. A `.safetensors` file keeps the recipe as JSON in its metadata.
+
+    Raises:
+        OSError: if it cannot be written.
     """
     tensors = {name: _alone(tensor) for name, tensor in tensors.items()}
     if path.suffix == ".safetensors":
         metadata = {"format": "pt"}
         if recipe is not None:
             metadata["recipe"] = json.dumps(recipe.as_dict())
-        safetensors.torch.save_file(tensors, path, metadata)
+        _write(safetensors.torch.save_file, tensors, path, metadata)
     elif recipe is None:
-        torch.save(tensors, path)
+        _write(torch.save, tensors, path)
     else:
         content = {
             "model": tensors,
@@ -282,7 +248,24 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], recipe: Recipe | No
             # Detectron2 then fits `res2...` to `backbone.bottom_up.res2...`
             "matching_heuristics": True,
         }
-        torch.save(content, path)
+        _write(torch.save, content, path)
+
+
+def require_plain(tensors: Mapping[str, Tensor], file: str) -> None:
+    """Refuse tensors that are no plain numbers in memory.
+
+    Raises:
+        UserError: for sparse, quantised, complex, 8-bit, expanded and empty-handed tensors.
+    """
+    for name, tensor in tensors.items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            kind = "sparse, quantised or empty"
+        elif tensor.dtype in _DTYPES and tensor.numel() <= tensor.untyped_storage().nbytes():
+            continue
+        raise UserError(
+            f"{file}: {name} is a {kind} tensor of {tuple(tensor.shape)}, not of weights"
+        )
 
 
 def _alone(tensor: Tensor) -> Tensor:
@@ -303,6 +286,6 @@ def recipe_in(raw: RawFile, file: str) -> Recipe | None:
     if raw.kind == "safetensors":
         try:
             values = json.loads(raw.metadata["recipe"]) if "recipe" in raw.metadata else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file}: its recipe is not JSON: {error}") from error
     return None if values is None else Recipe.from_dict(values, file)

@@ -12,7 +12,7 @@ from ..errors import UserError
 from .catalog import by_sha256
 from .conventions import NOTHING_SAID, Facts, Options, convention_of, facts_of
 from .download import sha256_of
-from .files import RawFile, read_file, recipe_in
+from .files import RawFile, read_file, recipe_in, require_plain
 from .network import Network, check_complete, network_of
 from .sources import SOURCES, Conversion, detect
 from .sources.prefixes import strip_prefixes, unwrap
@@ -74,7 +74,7 @@ def read_input(path: Path, options: Options) -> Input:
     renamed = rename_tensors(raw, str(path), options)
     tensors = renamed.conversion.tensors
     if renamed.conversion.unexplained:
-        raise UserError(f"{path}: {_unexplained(renamed.source, renamed.conversion.unexplained)}")
+        raise UserError(f"{path}: {_unexplained(renamed)}")
     network = network_of(tensors, str(path))
     check_complete(network, tensors, str(path))
     check_values(tensors, path)
@@ -97,13 +97,14 @@ def rename_tensors(raw: RawFile, file: str, options: Options = NOTHING_SAID) -> 
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
     tensors, wrapper = unwrap(raw.content, file, options.wrapper)
+    require_plain(tensors, file)
     names, prefix, dropped = strip_prefixes(list(tensors))
     content = {short: tensors[name] for short, name in names.items()}
     source = options.source or detect(content)
     if source is None:
         raise UserError(
             f"{file}: no source has such names: {', '.join(list(tensors)[:5])}; known are "
-            f"{', '.join(SOURCES)}"
+            f"{', '.join(SOURCES)}{_hint(list(tensors))}"
         )
     if source == "torch7":
         raise UserError(f"{file} is no Torch7 file")
@@ -126,17 +127,12 @@ def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Refuse tensors that no training makes.
 
     Raises:
-        UserError: for NaN, infinity, a negative variance, numbers that are not floats, or more
-            data than the file holds.
+        UserError: for NaN, infinity, a negative variance, or numbers that are not floats.
     """
-    size = path.stat().st_size
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    if claimed > 2 * size:  # merged norms and counters add a little to what is in the file
-        raise UserError(f"{path} claims {claimed} bytes of tensors and has {size}")
     for name, tensor in tensors.items():
         if name.endswith("num_batches_tracked"):
             continue
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        if not tensor.is_floating_point():
             raise UserError(f"{path}: {name} is of type {tensor.dtype}, not floating point")
         if not torch.isfinite(tensor).all():
             what = "NaN" if torch.isnan(tensor).any() else "infinity"
@@ -147,17 +143,26 @@ def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 # What the names of networks near to a ResNeXt have in them
 _RELATIVES = (
-    (r"\.se(_module)?\.|\.fc[12]\.|\.attn\.", "squeeze-and-excitation or attention"),
+    (r"\.se(_module|_layer)?\.|\.fc[12]\.|\.attn\.", "squeeze-and-excitation or attention"),
     (r"^conv1\.\d\.|stem\.conv1_\d", "a deep stem (ResNet-C/D)"),
     (r"\.downsample\.2\.", "average-pool shortcuts (ResNet-D)"),
-    (r"\.gn\d?\.", "group norm"),
+    (r"\.gn\d?\.|^gn1\.", "group norm"),
     (r"scale$|zero_point$|_packed_params", "quantised layers"),
     (r"conv2_offset", "deformable layers"),
 )
 
 
-def _unexplained(source: str, names: list[str]) -> str:
+def _unexplained(renamed: Renamed) -> str:
+    names = renamed.conversion.unexplained
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    hints = [what for pattern, what in _RELATIVES if any(re.search(pattern, n) for n in names)]
-    hint = f"; it has {' and '.join(hints)}, and is no plain ResNeXt" if hints else ""
-    return f"{len(names)} tensors that no rule of {source} explains: {shown}{hint}"
+    better = detect(renamed.content) if isinstance(renamed.content, Mapping) else None
+    other = f"; the names are {better}'s" if better not in (None, renamed.source) else ""
+    return (
+        f"{len(names)} tensors that no rule of {renamed.source} explains: {shown}{other}"
+        f"{_hint(names)}"
+    )
+
+
+def _hint(names: list[str]) -> str:
+    found = [what for pattern, what in _RELATIVES if any(re.search(pattern, n) for n in names)]
+    return f"; it has {' and '.join(found)}, and is no plain ResNeXt" if found else ""

@@ -5,7 +5,7 @@ network that is only partly loaded is an error. Nothing in a file is executed.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..modeling import convert_form, form_of
+from .agreement import YAML_WORDS, ConfigWords, require_agreement
 from .arrival import Arrival, Shape, is_body, is_counter
-from .files import RawFile, read_file, readable, recipe_in, save_atomically
-from .recipe import Recipe, Settings, require_agreement, yaml_lines
+from .files import RawFile, read_file, readable, recipe_in, require_plain, save_atomically
+from .recipe import Recipe, Settings
 from .sources.caffe2 import complete_merged_norms
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         settings: Settings | None = None,
-        paste: Callable[[Recipe, Sequence[str]], str] = yaml_lines,
+        words: ConfigWords = YAML_WORDS,
         **checkpointables: object,
     ) -> None:
         """
@@ -47,22 +48,23 @@ class StrictCheckpointer(DetectionCheckpointer):
             model: to load into and save.
             save_dir: where `save` writes.
             settings: what the config says; None leaves recipes unchecked.
-            paste: writes the lines that would make a config agree with a recipe.
+            words: how the config says these, for messages.
             **checkpointables: see `Checkpointer`.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.whole_model = False
-        self.recipe = Recipe.trained_here(settings) if settings else None
+        self.recipe = Recipe.of(settings, "resnext_det") if settings else None
         self._settings = settings
-        self._paste = paste
+        self._words = words
+        self._found = False  # a checkpoint to resume from, which no config names
         self._resuming = False
         self._file = ""
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """See `Checkpointer.resume_or_load`; a checkpoint of our own must fit wholly."""
-        found = resume and self.has_checkpoint()
-        self.whole_model = self.whole_model or found
-        self._resuming = found and bool(self.checkpointables)
+        self._found = resume and self.has_checkpoint()
+        self.whole_model = self.whole_model or self._found
+        self._resuming = self._found and bool(self.checkpointables)
         return super().resume_or_load(path, resume=resume)
 
     def load(self, path: str, *args: object, **kwargs: object) -> dict:
@@ -76,18 +78,16 @@ class StrictCheckpointer(DetectionCheckpointer):
         try:
             if path and "://" not in path:
                 with readable(Path(path.split("?")[0])):
-                    Path(path.split("?")[0]).open("rb").close()
+                    pass
             return super().load(path, *args, **kwargs)
         except UserError as error:
-            message = str(error)
-            raise UserError(
-                message if message.startswith("MODEL.WEIGHTS") else f"MODEL.WEIGHTS {message}"
-            ) from error
+            named = "" if self._found else f"{self._words.weights} "
+            raise UserError(f"{named}{error}") from error
         except OSError as error:  # a download
             reason = getattr(error, "reason", error)
             raise UserError(
-                f"MODEL.WEIGHTS {path} cannot be read ({reason}); name a local file, or set "
-                "MODEL.WEIGHTS '' to train from scratch"
+                f"{self._words.weights} {path} cannot be read ({reason}); name a local file, or "
+                f"set {self._words.weights} '' to train from scratch"
             ) from error
         finally:
             self._parsed_url_during_load = None
@@ -122,6 +122,7 @@ class StrictCheckpointer(DetectionCheckpointer):
                 f"{self._file} is no dict of tensors (it holds {', '.join(map(str, holds[:5]))}): "
                 f"{_convert_hint(self._file)}"
             )
+        require_plain(weights, self._file)
         if raw.kind == "pickle" and content.get("__author__", "Caffe2") == "Caffe2":
             weights = {k: v for k, v in weights.items() if not k.endswith("_momentum")}
             merged = any("_bn_s" in name for name in weights)
@@ -148,9 +149,11 @@ class StrictCheckpointer(DetectionCheckpointer):
                 "STRIDE_IN_1X1 are its own cannot be checked (tools/convert_weights.py adds one)",
                 self._file,
             )
+            if self._settings is not None:
+                self.recipe = Recipe.of(self._settings, "unknown")
             return
         if self._settings is not None:
-            require_agreement(recipe, self._settings, self._file, self._paste)
+            require_agreement(recipe, self._settings, self._file, self._words)
         self.recipe = recipe
 
     def _load_model(self, checkpoint: dict) -> object:
@@ -179,6 +182,10 @@ class StrictCheckpointer(DetectionCheckpointer):
         lost = {*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)}
         self._check_arrival(model, in_file, lost)
         return incompatible
+
+    def _log_incompatible_keys(self, incompatible: object) -> None:
+        """Detectron2 prints a line for each tensor of the heads; `load` says it in one."""
+        logger.debug("%s", incompatible)
 
     def _require_whole(self, arrival: Arrival) -> None:
         if not arrival.is_whole:

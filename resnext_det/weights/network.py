@@ -157,7 +157,10 @@ def check_complete(network: Network, tensors: Mapping[str, Tensor], file: str) -
     wrong = [n for n in expected if n in given and given[n] != expected[n]]
     problems = []
     if missing:
-        problems.append(f"{len(missing)} tensors missing: {', '.join(missing[:5])}")
+        what = "tensors"
+        if all(".running_" in name for name in missing):
+            what = "statistics of batch norms (has it group norm?)"
+        problems.append(f"{len(missing)} {what} missing: {', '.join(missing[:5])}")
     if extra:
         problems.append(f"{len(extra)} with no place: {', '.join(extra[:5])}")
     if wrong:

@@ -118,7 +118,10 @@ def source_features(
         features = _plain_features(content, layers[source], network, stride_in_1x1=stride_in_1x1)
         return features, f"a plain reading of {source}'s names"
     if stride_in_1x1:
-        raise UserError(f"{source}'s ResNeXts have their strides in the 3x3 layers")
+        raise UserError(
+            f"{source}'s networks have their strides in the 3x3 layers, this {network.name} has "
+            "them in the 1x1 layers"
+        )
     if source == "openmmlab":
         content = {
             name.removeprefix("backbone.").replace("head.fc.", "fc."): tensor
@@ -135,9 +138,9 @@ def _library_features(
             f"{source} has no ResNeXt with {network.stem_channels} channels in the stem and "
             f"{network.res2_channels} in res2"
         )
-    num_classes = network.num_classes or 0
+    num_classes = network.num_classes or 0  # the library needs at least one
     with torch.device("meta"):
-        net, title = _build_in_library(source, network, num_classes)
+        net, title = _build_in_library(source, network, num_classes or 1)
     if not num_classes:
         net.fc = nn.Identity()
     _assign(net, content)

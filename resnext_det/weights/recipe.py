@@ -1,14 +1,14 @@
 """What weights expect of the network and of the images, kept in the file beside the tensors."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 
 from detectron2.config import CfgNode
 
 from ..errors import UserError
 from ..modeling import variant_from_config
-from ..variants import Variant
 
 # Version of the record, and of the conversion that writes it: cached conversions carry it.
 VERSION = 1
@@ -93,9 +93,14 @@ class Recipe(Settings):
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
-    def trained_here(cls, settings: Settings) -> "Recipe":
-        """The recipe of a network that was trained from random weights with a config."""
-        return cls(**asdict(settings), source="resnext_det")
+    def of(cls, settings: Settings, source: str) -> "Recipe":
+        """The recipe of a network that was trained with a config.
+
+        Args:
+            settings: the config's.
+            source: what training started from: "resnext_det" for random weights.
+        """
+        return cls(**asdict(settings), source=source)
 
     @classmethod
     def from_dict(cls, values: object, file: str) -> "Recipe":
@@ -109,16 +114,43 @@ class Recipe(Settings):
         names = {field.name for field in fields(cls)}
         if missing := sorted(names - set(values)):
             raise UserError(f"{file}: its recipe lacks {', '.join(missing)}")
+        if values["version"] != VERSION:
+            version = str(values["version"])[:20]
+            raise UserError(f"{file}: its recipe is of version {version!r}, not {VERSION}")
+        for name in sorted(names - {"version"}):
+            if not _CHECKS[name](values[name]):
+                raise UserError(f"{file}: its recipe has {name} {str(values[name])[:50]!r}")
         known = {name: values[name] for name in names}
-        try:
-            for name in ("pixel_mean", "pixel_std"):
-                known[name] = tuple(float(v) for v in known[name])
-            known["bn_eps"] = float(known["bn_eps"])
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{file}: its recipe is damaged: {error}") from error
-        if known["version"] != VERSION:
-            raise UserError(f"{file}: its recipe is of version {known['version']}, not {VERSION}")
-        return cls(**known)
+        for name in ("pixel_mean", "pixel_std"):
+            known[name] = tuple(float(v) for v in known[name])
+        return cls(**{**known, "bn_eps": float(known["bn_eps"])})
+
+
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def _are_three(values: object) -> bool:
+    return isinstance(values, list | tuple) and len(values) == 3 and all(map(_is_number, values))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+# What each field of a file's record has to be
+_CHECKS: dict[str, Callable[[object], bool]] = {
+    "variant": lambda v: _is_text(v) and re.fullmatch(r"R-\d+|X-\d+-\d+x\d+d", v) is not None,
+    "channel_order": lambda v: v in ("RGB", "BGR"),
+    "pixel_mean": _are_three,
+    "pixel_std": lambda v: _are_three(v) and min(v) > 0,
+    "stride_in_1x1": lambda v: isinstance(v, bool),
+    "bn_eps": lambda v: _is_number(v) and v > 0,
+    "source": _is_text,
+    "source_sha256": _is_text,
+    "licence": _is_text,
+}
 
 
 def settings_of(cfg: CfgNode) -> Settings | None:
@@ -132,88 +164,3 @@ def settings_of(cfg: CfgNode) -> Settings | None:
         pixel_std=tuple(map(float, cfg.MODEL.PIXEL_STD)),
         stride_in_1x1=cfg.MODEL.RESNETS.STRIDE_IN_1X1,
     )
-
-
-# A recipe's fields and the config's keys for them
-_KEYS = {
-    "channel_order": "INPUT.FORMAT",
-    "pixel_mean": "MODEL.PIXEL_MEAN",
-    "pixel_std": "MODEL.PIXEL_STD",
-    "variant": "MODEL.RESNETS",
-    "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
-    "bn_eps": "the epsilon of batch norms",
-}
-
-
-def require_agreement(
-    recipe: Recipe,
-    settings: Settings,
-    file: str,
-    paste: Callable[[Recipe, Sequence[str]], str],
-) -> None:
-    """Compare a file's recipe with a config.
-
-    Args:
-        recipe: the file's.
-        settings: the config's.
-        file: for the message.
-        paste: writes the lines that would make the config agree, given the fields that differ.
-
-    Raises:
-        UserError: naming each field that differs with both values, and the lines to paste.
-    """
-    differ = [name for name in _KEYS if not _same(getattr(recipe, name), getattr(settings, name))]
-    if differ:
-        found = [
-            f"{_KEYS[name]} is {shown(getattr(settings, name))} and the file's {name} is "
-            f"{shown(getattr(recipe, name))}"
-            for name in differ
-        ]
-        lines = paste(recipe, differ)
-        raise UserError(
-            f"{file} does not go with the config: {'; '.join(found)}."
-            + (f" To use this file, paste into the config:\n{lines}" if lines else "")
-        )
-
-
-def _same(a: object, b: object) -> bool:
-    if isinstance(a, tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, float):
-        return math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-9)
-    return a == b
-
-
-def shown(value: object) -> str:
-    """A value for a message, e.g. [123.675, 116.28, 103.53]."""
-    if isinstance(value, tuple):
-        return f"[{', '.join(f'{v:g}' for v in value)}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _variant_lines(name: str) -> list[str]:
-    try:
-        variant = Variant.parse(name)
-    except ValueError:  # a CIFAR network, which no detector's config names
-        return []
-    return [
-        f"    DEPTH: {variant.depth}",
-        f"    NUM_GROUPS: {variant.cardinality}",
-        f"    WIDTH_PER_GROUP: {variant.width}",
-    ]
-
-
-def yaml_lines(recipe: Recipe, fields_: Sequence[str]) -> str:
-    """Lines of a YAML config that say what `recipe` says of some fields."""
-    model, resnets = [], []
-    for name in ("pixel_mean", "pixel_std"):
-        if name in fields_:
-            model.append(f"  {name.upper()}: {shown(getattr(recipe, name))}")
-    if "variant" in fields_:
-        resnets += _variant_lines(recipe.variant)
-    if "stride_in_1x1" in fields_:
-        resnets.append(f"    STRIDE_IN_1X1: {recipe.stride_in_1x1}")
-    lines = ["INPUT:", f"  FORMAT: {recipe.channel_order}"] if "channel_order" in fields_ else []
-    if resnets:
-        model += ["  RESNETS:", *resnets]
-    return "\n".join(lines + (["MODEL:", *model] if model else []))

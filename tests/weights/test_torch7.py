@@ -13,7 +13,8 @@ from resnext_det import ResNeXt
 from resnext_det.errors import UserError
 from resnext_det.modeling.classifier import CifarResNeXt
 from resnext_det.weights.sources.torch7 import from_torch7
-from resnext_det.weights.t7 import read_t7, run_t7
+from resnext_det.weights.t7 import read_t7
+from resnext_det.weights.t7_tree import run_t7
 from tests.weights.t7_files import (
     FUNCTION,
     NIL,

@@ -26,7 +26,7 @@ _PREFIX_RULES = RULES[:2]
 DROPS = (
     (r"^(proposal_generator|head|anchor_generator|sem_seg_head)\.", "the detector's own layers"),
     (r"^roi_heads\.(?!res5\.)", "the detector's own layers"),
-    (r"^backbone\.(?!bottom_up\.|stem\.|res\d\.)", "the detector's own layers"),
+    (r"^backbone\.(fpn_(lateral|output)\d|top_block)\.", "the detector's own layers"),
     (r"^pixel_(mean|std)$", "a record of mean and std"),
 )
 

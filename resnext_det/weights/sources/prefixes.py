@@ -15,6 +15,8 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "encoder.")
 # Two networks in one file, of which the first is the trained one (MoCo v1 and v2, v3)
 _PAIRS = (("encoder_q.", "encoder_k."), ("base_encoder.", "momentum_encoder."))
 _PAIR_EXTRAS = ("queue", "predictor.")
+# torch.optim.swa_utils.AveragedModel, beside `module.`
+_AVERAGES = "n_averaged"
 
 
 def unwrap(content: Mapping, file: str, wrapper: str | None = None) -> tuple[dict, str]:
@@ -59,6 +61,8 @@ def strip_prefixes(names: list[str]) -> tuple[dict[str, str], str, dict[str, lis
     stripped = {name: name for name in names}
     dropped: dict[str, list[str]] = {}
     prefix = ""
+    if _AVERAGES in stripped:
+        dropped["the count of an average of weights"] = [stripped.pop(_AVERAGES)]
     while found := _common_prefix(stripped):
         main, second = found
         if second:
