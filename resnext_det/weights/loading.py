@@ -59,6 +59,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         self._found = False  # a checkpoint to resume from, which no config names
         self._resuming = False
         self._file = ""
+        self._has_recipe = False
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """See `Checkpointer.resume_or_load`; a checkpoint of our own must fit wholly."""
@@ -143,12 +144,8 @@ class StrictCheckpointer(DetectionCheckpointer):
 
     def _check_recipe(self, raw: RawFile) -> None:
         recipe = recipe_in(raw, self._file)
+        self._has_recipe = recipe is not None
         if recipe is None:
-            logger.warning(
-                "%s carries no recipe: whether INPUT.FORMAT, PIXEL_MEAN, PIXEL_STD and "
-                "STRIDE_IN_1X1 are its own cannot be checked (tools/convert_weights.py adds one)",
-                self._file,
-            )
             if self._settings is not None:
                 self.recipe = Recipe.of(self._settings, "unknown")
             return
@@ -203,6 +200,12 @@ class StrictCheckpointer(DetectionCheckpointer):
                 f"{self._file}: {len(absent)} of {len(model)} tensors of the model did not load, "
                 f"e.g. {', '.join(absent[:5])}: it holds another detector than the config names, "
                 "or a backbone alone"
+            )
+        if not self._has_recipe:
+            logger.warning(
+                "%s carries no recipe: whether INPUT.FORMAT, PIXEL_MEAN, PIXEL_STD and "
+                "STRIDE_IN_1X1 are its own cannot be checked (tools/convert_weights.py adds one)",
+                self._file,
             )
         logger.info("weights: %s", self._file)
         logger.info(
