@@ -15,6 +15,7 @@ from .errors import UserError
 # config.yaml, so that a plain run's file holds Detectron2's keys alone. These steer training only:
 TRAINING_KEYS = {
     "SOLVER.OPTIMIZER": "SGD",  # or "AdamW"
+    "DATALOADER.MAX_SKIPPED_IMAGES": 10,  # broken ones in training; 0 stops at the first
 }
 
 # These change the network, so that stock Detectron2 must not skip them: there, only

@@ -8,10 +8,11 @@ from ..errors import UserError
 
 
 class NamingDatasetMapper(DatasetMapper):
-    """`DatasetMapper` that says which image cannot be read.
+    """`DatasetMapper` that says which image cannot be used.
 
     Raises:
-        UserError: for an image that is absent, damaged, or of another size than annotated.
+        UserError: for an image that is absent, damaged, or of another size than annotated, or whose
+            annotations cannot be used.
     """
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -20,3 +21,8 @@ class NamingDatasetMapper(DatasetMapper):
         except (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"cannot read image {dataset_dict['file_name']}: {reason}") from error
+        except (ValueError, LookupError, TypeError, AssertionError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(
+                f"cannot use the annotations of image {dataset_dict['file_name']}: {reason}"
+            ) from error

@@ -28,6 +28,7 @@ _REGISTRIES = {
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
 }
+_NOT_NEGATIVE = ("DATALOADER.MAX_SKIPPED_IMAGES", "DATALOADER.NUM_WORKERS")
 _POSITIVE = ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR")
 
 
@@ -66,6 +67,9 @@ def _check_training(cfg: CfgNode) -> None:
     for key in _POSITIVE:
         if (value := _value(cfg, key)) <= 0:
             raise UserError(f"{key} {value} must be greater than 0")
+    for key in _NOT_NEGATIVE:
+        if (value := _value(cfg, key)) < 0:
+            raise UserError(f"{key} {value} must not be negative")
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: there is nothing to train on")
     processes = comm.get_world_size()
@@ -132,6 +136,32 @@ def _check_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
             raise UserError(
                 f"dataset {name} has {len(classes)} classes ({shown}), MODEL.{key}.NUM_CLASSES is "
                 f"{configured}: set MODEL.{key}.NUM_CLASSES {len(classes)}"
+            )
+
+
+def check_targets(cfg: CfgNode, records: list[dict]) -> None:
+    """Refuse to train masks or keypoints on data that lacks them.
+
+    Args:
+        cfg: the whole config.
+        records: dataset dicts of the training set.
+
+    Raises:
+        UserError: with the number of annotations that lack them, and what to set.
+    """
+    wanted = [("MASK_ON", "segmentation", "masks"), ("KEYPOINT_ON", "keypoints", "keypoints")]
+    for key, field, plural in wanted:
+        if not cfg.MODEL[key]:
+            continue
+        annotations = [(r["file_name"], a) for r in records for a in r.get("annotations", ())]
+        lacking = [name for name, annotation in annotations if field not in annotation]
+        if lacking:
+            names = ", ".join(cfg.DATASETS.TRAIN)
+            raise UserError(
+                f"{names}: {len(lacking)} of {len(annotations)} annotations have no "
+                f"{plural} (the first is of {lacking[0]}), "
+                f"and MODEL.{key} is True: set "
+                f"MODEL.{key} False, or use a config without {plural}, e.g. faster_rcnn_..."
             )
 
 

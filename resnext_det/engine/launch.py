@@ -19,10 +19,41 @@ logger = logging.getLogger(__name__)
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's command-line flags; a single machine takes a free port unless one is given."""
+    """Detectron2's command-line flags, and ours for data sets of one's own.
+
+    A single machine takes a free port unless one is given.
+    """
     parser = default_argument_parser()
     parser.set_defaults(dist_url="auto")
+    own = parser.add_argument_group(
+        "your own data in COCO's format (repeatable; NUM_CLASSES is set to fit)"
+    )
+    for split, purpose in (("train", "to train on"), ("val", "to evaluate on")):
+        own.add_argument(
+            f"--{split}-json", action="append", default=[], metavar="FILE", help=purpose
+        )
+        own.add_argument(
+            f"--{split}-images", action="append", default=[], metavar="DIR", help="its images"
+        )
     return parser
+
+
+def custom_pairs(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
+    """The (annotation file, image folder) pairs of the command line, for "train" and "val".
+
+    Raises:
+        UserError: if there are not as many folders as files.
+    """
+    pairs = {}
+    for split in ("train", "val"):
+        files, folders = (getattr(args, f"{split}_{kind}", []) for kind in ("json", "images"))
+        if len(files) != len(folders):
+            raise UserError(
+                f"{len(files)} --{split}-json and {len(folders)} --{split}-images: each file needs "
+                "the folder of its images"
+            )
+        pairs[split] = list(zip(files, folders, strict=True))
+    return pairs
 
 
 def run_job(job: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from torch import nn
 from ..errors import UserError
 from ..weights import StrictCheckpointer
 from .job import format_results
+from .launch import custom_pairs
 from .lazy_config import check_lazy_config, lazy_settings, load_lazy_config, without_sync_bn_in
 from .setup import set_up_logs
 from .trainer import (
@@ -145,6 +146,8 @@ def prepare_lazy(args: argparse.Namespace) -> DictConfig:
     """
     if not args.config_file:
         raise UserError("--config-file is missing, e.g. configs/lazy/faster_rcnn_X50_32x4d.py")
+    if any(custom_pairs(args).values()):
+        raise UserError("--train-json and --val-json: a Python config names its own data sets")
     cfg = load_lazy_config(args.config_file, args.opts)
     fell_back = not torch.cuda.is_available() and cfg.train.device.startswith("cuda")
     if fell_back:

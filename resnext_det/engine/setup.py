@@ -3,7 +3,9 @@
 import argparse
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from detectron2.config import CfgNode
@@ -14,8 +16,16 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import dump_config, load_config
 from ..data import require_files
+from ..data.custom import (
+    CustomData,
+    data_of_run,
+    keep_with_run,
+    overrides_for,
+    read_custom_data,
+)
 from ..errors import UserError
 from .checks import check_config
+from .launch import custom_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +41,9 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     """
     if not args.config_file:
         raise UserError("--config-file is missing, e.g. configs/faster_rcnn_X50_32x4d.yaml")
-    cfg, fell_back = read_config(args.config_file, args.opts, eval_only=args.eval_only)
+    data = read_custom_data(**custom_pairs(args))
+    overrides = [*overrides_for(data), *args.opts]
+    cfg, fell_back = read_config(args.config_file, overrides, eval_only=args.eval_only, data=data)
     plain_norms = without_sync_bn(cfg)
     cfg.freeze()
     set_up_logs(cfg.OUTPUT_DIR)
@@ -45,13 +57,18 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     logger.debug("arguments: %s", args)
     if comm.is_main_process():
         _write_config(cfg)
+        keep_with_run(Path(args.config_file).parent, data, Path(cfg.OUTPUT_DIR))
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
     return cfg
 
 
 def read_config(
-    config_file: str, overrides: list[str], *, eval_only: bool = False
+    config_file: str,
+    overrides: list[str],
+    *,
+    eval_only: bool = False,
+    data: Mapping[str, CustomData] = MappingProxyType({}),
 ) -> tuple[CfgNode, bool]:
     """Read a config, choose the device, check it and that its data is there; nothing is written.
 
@@ -61,6 +78,8 @@ def read_config(
     Raises:
         UserError: as `load_config`, `check_config` and `require_files`.
     """
+    for name, item in {**data_of_run(Path(config_file).parent), **data}.items():
+        item.register(name)
     cfg = load_config(config_file, overrides, needs_weights=True)
     fell_back = _choose_device(cfg, overrides)
     check_config(cfg, eval_only=eval_only)

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.build import _train_loader_from_config
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -30,9 +36,11 @@ from detectron2.utils.events import (
 from torch import nn
 
 from ..data import NamingDatasetMapper
+from ..data.skipping import SkippedImages, SkippingDataset
 from ..errors import UserError
 from ..evaluation import build_coco_evaluator, evaluation_folder
 from ..weights import StrictCheckpointer, settings_of
+from .checks import check_targets
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +57,9 @@ class Trainer(DefaultTrainer):
         # own class; the rest is the same.
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        data_loader = self.build_train_loader(cfg)  # first: what is wrong with data shows early
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
         on_gpu = next(model.parameters()).is_cuda
         model = create_ddp_model(
             model,
@@ -128,14 +136,22 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:
-        """Build Detectron2's training loader, which names an image that it cannot read."""
-        try:
-            return build_detection_train_loader(cfg, mapper=NamingDatasetMapper(cfg, True))
-        except AssertionError as error:
-            if "No valid data found" not in str(error):
-                raise
-            names = ", ".join(cfg.DATASETS.TRAIN)
-            raise UserError(f"{names}: no image has an annotation to train on") from error
+        """Build Detectron2's training loader.
+
+        Up to `DATALOADER.MAX_SKIPPED_IMAGES` images that cannot be used are left out, and listed in
+        `OUTPUT_DIR/skipped_images.jsonl`.
+
+        Raises:
+            UserError: for data without annotations, or without masks or keypoints that the model
+                learns.
+        """
+        mapper = NamingDatasetMapper(cfg, True)
+        parts = _train_loader_from_config(cfg, mapper, dataset=_records(cfg))
+        limit = cfg.DATALOADER.get("MAX_SKIPPED_IMAGES", 0)
+        skipped = SkippedImages(Path(cfg.OUTPUT_DIR) / "skipped_images.jsonl", limit)
+        records = DatasetFromList(parts.pop("dataset"), copy=False)
+        dataset = SkippingDataset(records, parts.pop("mapper"), skipped)
+        return build_detection_train_loader(dataset, mapper=None, **parts)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
@@ -148,6 +164,27 @@ class Trainer(DefaultTrainer):
         """Build the COCO evaluator, which writes into `evaluation_folder`."""
         folder = evaluation_folder(cfg, dataset_name)
         return build_coco_evaluator(cfg, dataset_name, str(folder))
+
+
+def _records(cfg: CfgNode) -> list[dict]:
+    """The training set's dataset dicts, as Detectron2 filters them, checked."""
+    with_keypoints = cfg.MODEL.KEYPOINT_ON
+    try:
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+            if with_keypoints
+            else 0,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+    except AssertionError as error:
+        if "No valid data found" not in str(error):
+            raise
+        names = ", ".join(cfg.DATASETS.TRAIN)
+        raise UserError(f"{names}: no image has an annotation to train on") from error
+    check_targets(cfg, records)
+    return records
 
 
 class StrictJSONWriter(JSONWriter):

@@ -10,16 +10,15 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from ..config import load_config
+from ..data.custom import data_of_run
+from ..data.drawing import Shown, draw_objects, save_figure
 from ..errors import UserError
 from .coco import evaluation_folder
 
 _LOSSES = ("total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
-_COLOURS = ("tab:red", "tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:pink", "black")
 
 
 def read_metrics(file: Path) -> list[dict]:
@@ -122,26 +121,15 @@ def draw_sheet(
 
 
 def _draw_boxes(axes: Axes, record: Mapping, metadata: Metadata, items: Sequence[Mapping]) -> None:
-    axes.imshow(read_image(record["file_name"], format="RGB"))
+    shown = []
     for item in items:
-        x, y, width, height = BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYWH_ABS)
-        colour = _COLOURS[item["category_id"] % len(_COLOURS)]
-        axes.add_patch(
-            Rectangle((x, y), width, height, fill=False, edgecolor=colour, linewidth=1.8)
-        )
         label = metadata.thing_classes[item["category_id"]]
         if "score" in item:
             label += f" {item['score']:.2f}"
-        style = {"boxstyle": "square,pad=0.1", "facecolor": colour, "edgecolor": "none"}
-        axes.text(x, y, label, fontsize=7, color="white", va="bottom", bbox=style, clip_on=True)
-
-
-def save_figure(figure: Figure, png: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    FigureCanvasAgg(figure)
-    temporary = png.with_name(f".{png.name}")
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(png)
+        box = BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS)
+        crowd = bool(item.get("iscrowd", 0))
+        shown.append(Shown(box, item["category_id"], label, crowd=crowd))
+    draw_objects(axes, read_image(record["file_name"], format="RGB"), shown)
 
 
 def draw_run(run: Path, *, images: int = 8, threshold: float = 0.5) -> list[Path]:
@@ -160,6 +148,8 @@ def draw_run(run: Path, *, images: int = 8, threshold: float = 0.5) -> list[Path
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is no folder of a run: it has no config.yaml")
+    for name, data in data_of_run(run).items():
+        data.register(name)
     cfg = load_config(str(run / "config.yaml"))
     curves, sheet = run / "curves.png", run / "predictions.png"
     plot_curves(read_metrics(run / "metrics.json"), curves)
