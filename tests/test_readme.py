@@ -32,7 +32,8 @@ def test_its_train_net_commands_parse():
     assert len(commands) >= 3
     for command in commands:
         args = argument_parser().parse_args(command.split("#")[0].split())
-        assert (REPO / args.config_file).is_file()
+        made = args.config_file.startswith("output/")  # by the command before it
+        assert made or (REPO / args.config_file).is_file()
 
 
 def test_its_make_targets_exist():

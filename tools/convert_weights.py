@@ -9,10 +9,12 @@ python tools/convert_weights.py --list
 
 import argparse
 import json
+import os
 import signal
 import sys
 from pathlib import Path
 
+from resnext_det.atomic import replacing
 from resnext_det.errors import UserError
 from resnext_det.quiet import silence_deprecations
 from resnext_det.weights.agreement import shown
@@ -72,6 +74,8 @@ def check_report(args: argparse.Namespace) -> None:
         raise UserError(f"--json {file} is a folder: name a file in it")
     if not file.parent.is_dir():
         raise UserError(f"{file}: there is no folder {file.parent}")
+    if not os.access(file.parent, os.W_OK):
+        raise UserError(f"{file}: {file.parent} cannot be written")
     if file.resolve() in (args.input.resolve(), args.output.resolve()):
         raise UserError(f"--json {file} is IN or OUT: name another file")
 
@@ -136,7 +140,8 @@ def main() -> None:
             )
         text = json.dumps(report.as_dict(), indent=2)
         if args.json not in (None, "-"):
-            Path(args.json).write_text(text + "\n", encoding="utf-8")
+            with replacing(Path(args.json)) as temporary:
+                temporary.write_text(text + "\n", encoding="utf-8")
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     print(describe(report, args.to), file=sys.stderr if args.json == "-" else sys.stdout)

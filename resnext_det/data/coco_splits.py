@@ -8,13 +8,14 @@ The same images with persons' keypoints are `keypoints_coco_trainval35k` and
 
 import logging
 import os
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 
 from ..errors import UserError
+from .records import load_coco_records
 
 logger = logging.getLogger(__name__)
 
@@ -123,13 +124,23 @@ def load_coco_file(json_file: Path, image_root: Path, dataset_name: str) -> list
     """Read a COCO annotation file in Detectron2's dataset format.
 
     Raises:
-        UserError: if the file is not COCO JSON, lists no image, or lists other categories than the
-            dataset has.
+        UserError: if the file cannot be read, is not COCO JSON, lists no image, or lists other
+            categories than the dataset has.
     """
     try:
-        records = load_coco_json(str(json_file), str(image_root), dataset_name)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        records = load_coco_records(json_file, image_root, dataset_name)
+    except OSError as error:
+        raise UserError(f"cannot read {json_file}: {error.strerror}") from error
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,  # integers beyond what an RLE or a keypoint can hold
+        RecursionError,
+    ) as error:
+        text = " ".join(str(error).split())  # values of the file: any length, several lines
+        reason = textwrap.shorten(f"{type(error).__name__}: {text}", 300, placeholder=" ...")
         raise UserError(f"{json_file} is not a COCO annotation file: {reason}") from error
     except AssertionError as error:
         if "thing_classes" in str(error):

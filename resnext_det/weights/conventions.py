@@ -5,6 +5,7 @@ then the convention of its source. Nobody guesses: where none of them knows, the
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -151,6 +152,31 @@ def _said(options: Options, known: Preprocessing | None) -> Preprocessing | None
     )
 
 
+# as in OpenMMLab's resnet50_caffe, resnet50_msra, detectron2/resnext101_32x8d
+_NOT_TORCHVISIONS = re.compile("caffe|msra|detectron", re.IGNORECASE)
+_NUMBERS = r"=\s*[\[(]\s*([\d.]+)\s*,\s*([\d.]+)\s*,\s*([\d.]+)\s*,?\s*[\])]"
+
+
+def _openmmlab(told_by: str, conversion: Conversion, config: str) -> Facts:
+    """What the config inside an OpenMMLab checkpoint says; a classifier without one is ImageNet's.
+
+    A detector's may be BGR, and its style "caffe" (the stride in the 1x1 layers).
+    """
+    mean, std = (re.search(rf"\b{name}{_NUMBERS}", config) for name in ("mean", "std"))
+    to_rgb = re.search(r"\b(?:bgr_)?to_rgb=(True|False)", config)
+    if mean and std and to_rgb:
+        order = "RGB" if to_rgb[1] == "True" else "BGR"
+        mean, std = (tuple(map(float, found.groups())) for found in (mean, std))
+        stride = bool(re.search(r"""\bstyle=['"]caffe""", config))
+        return Facts("the config in the file", Preprocessing(order, mean, std), stride)
+    if any("detector" in reason for reason in conversion.dropped):
+        conversion.notes.append(
+            "a detector without its config in the file: RGB images and ImageNet's mean and std are "
+            "assumed, but MMDetection's detectors of style caffe take BGR images (--input-order)"
+        )
+    return Facts(told_by, IMAGENET, stride_in_1x1=False)
+
+
 def convention_of(
     source: str, network: Network, conversion: Conversion, record: Mapping[str, object]
 ) -> Facts:
@@ -160,7 +186,7 @@ def convention_of(
         source: a name of `SOURCES`.
         network: of the file.
         conversion: of the file.
-        record: what stands beside the tensors, e.g. `__author__`.
+        record: what stands beside the tensors, e.g. `__author__`; and `file_name`.
     """
     told_by = f"the convention of {source} files"
     is_resnet = network.cardinality == 1
@@ -174,6 +200,10 @@ def convention_of(
         if record.get("__author__") == "torchvision":  # Detectron2's convert-torchvision-to-d2.py
             return Facts(told_by, IMAGENET, stride_in_1x1=False)
         return Facts(told_by, None, None if is_resnet else False)
+    if source == "openmmlab":
+        return _openmmlab(told_by, conversion, str(record.get("config", "")))
+    if source == "torchvision" and _NOT_TORCHVISIONS.search(str(record.get("file_name", ""))):
+        return Facts(told_by)  # torchvision's names on networks of Caffe, whose images are BGR
     if network.is_cifar:
         expects = {10: CIFAR10, 100: CIFAR100}.get(network.num_classes)
         return Facts(told_by, expects, conversion.stride_in_1x1)

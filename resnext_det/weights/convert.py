@@ -6,11 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..atomic import replacing
 from ..errors import UserError
 from .catalog import PublishedWeights
 from .conventions import NOTHING_SAID, Options
 from .download import sha256_of
-from .files import SUFFIXES, read_file, replacing, write_weights
+from .files import SUFFIXES, read_file, write_weights
 from .intake import Input, read_input
 from .proof import (
     TOLERANCE,

@@ -200,7 +200,7 @@ def _stream(entry: PublishedWeights, path: Path) -> Iterator[bytes]:
         raise UserError(
             f"cannot download {entry.name} ({reason}): fetch {entry.url} elsewhere and put it at "
             f"{path} (RESNEXT_DET_CACHE moves that folder), or set MODEL.WEIGHTS to a converted "
-            "file of this machine, or to '' to train from nothing"
+            "file of this machine, or to '' with MODEL.BACKBONE.FREEZE_AT 0 to train from nothing"
         ) from error
 
 

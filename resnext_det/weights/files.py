@@ -6,11 +6,9 @@ The kind of a file is told from its first bytes, not from its name.
 import argparse
 import contextlib
 import json
-import os
 import pickle
 import re
 import stat
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..atomic import replacing
 from ..errors import UserError
 from .pickles import read_pickle
 from .recipe import Recipe
@@ -143,7 +142,9 @@ def _check_archive(path: Path, size: int) -> None:
         records = archive.infolist()
         unpacked = sum(record.file_size for record in records)
         if unpacked > size or any(r.compress_type != zipfile.ZIP_STORED for r in records):
-            raise UserError(f"{path} is compressed, which torch's files are not: unpack it first")
+            raise UserError(
+                f"{path} is compressed, or a TorchScript archive: save its state dict by torch.save"
+            )
         for record in records:
             if record.filename.endswith("data.pkl"):
                 _check_pickle(path, archive.read(record))
@@ -177,32 +178,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return tensors, file.metadata() or {}
     except (safetensors.SafetensorError, ValueError, RuntimeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is a damaged safetensors file: {_one_line(error)}") from error
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; it becomes `path` if nothing fails.
-
-    Raises:
-        UserError: if the folder is absent or not writable, or the disk is full.
-    """
-    temporary = None
-    try:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def save_atomically(content: object, path: Path) -> None:

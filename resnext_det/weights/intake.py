@@ -120,6 +120,10 @@ def rename_tensors(raw: RawFile, file: str, options: Options = NOTHING_SAID) -> 
         reason: [names[short] for short in shorts] for reason, shorts in conversion.dropped.items()
     } | dropped
     record = {k: v for k, v in raw.content.items() if isinstance(v, str | int | float)}
+    meta = raw.content.get("meta")
+    if isinstance(meta, Mapping):  # OpenMMLab's
+        record["config"] = meta.get("config") or meta.get("cfg") or ""
+    record["file_name"] = Path(file).name
     return Renamed(source, content, conversion, wrapper, prefix, record)
 
 

@@ -5,6 +5,7 @@ network that is only partly loaded is an error. Nothing in a file is executed.
 """
 
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -204,8 +205,9 @@ class StrictCheckpointer(DetectionCheckpointer):
         if not self._has_recipe:
             logger.warning(
                 "%s carries no recipe: whether INPUT.FORMAT, PIXEL_MEAN, PIXEL_STD and "
-                "STRIDE_IN_1X1 are its own cannot be checked (tools/convert_weights.py adds one)",
+                "STRIDE_IN_1X1 are its own cannot be checked%s",
                 self._file,
+                "" if self.whole_model else " (tools/convert_weights.py adds one)",
             )
         logger.info("weights: %s", self._file)
         logger.info(
@@ -219,6 +221,6 @@ class StrictCheckpointer(DetectionCheckpointer):
 
 def _convert_hint(file: str) -> str:
     return (
-        f"convert it first: python tools/convert_weights.py {file} OUT.pth, then MODEL.WEIGHTS "
-        "OUT.pth"
+        f"convert it first: python tools/convert_weights.py {shlex.quote(file)} OUT.pth, then "
+        "MODEL.WEIGHTS OUT.pth"
     )

@@ -83,8 +83,21 @@ _ADMITTED = {
 }
 
 
+class _Memo(dict):
+    """What a pickle may refer to again: all but the arrays' data, which would stay in memory."""
+
+    def __setitem__(self, index: int, value: object) -> None:
+        parts = value if isinstance(value, tuple) else (value,)  # an array's state is a tuple
+        has_data = any(isinstance(part, bytes | str) and len(part) > 4096 for part in parts)
+        super().__setitem__(index, None if has_data else value)
+
+
 # the one in Python: the one in C takes the memory that an opcode asks for
 class _Unpickler(pickle._Unpickler):
+    def __init__(self, file: "_Bounded", **options: str) -> None:
+        super().__init__(file, **options)
+        self.memo = _Memo()
+
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _ADMITTED:
             raise pickle.UnpicklingError(

@@ -117,16 +117,19 @@ def source_features(
     if source in layers:
         features = _plain_features(content, layers[source], network, stride_in_1x1=stride_in_1x1)
         return features, f"a plain reading of {source}'s names"
-    if stride_in_1x1:
-        raise UserError(
-            f"{source}'s networks have their strides in the 3x3 layers, this {network.name} has "
-            "them in the 1x1 layers"
-        )
     if source == "openmmlab":
         content = {
             name.removeprefix("backbone.").replace("head.fc.", "fc."): tensor
             for name, tensor in content.items()
         }
+        if stride_in_1x1:  # its style "caffe", which torchvision's class lacks
+            features = _plain_features(content, _torchvision, network, stride_in_1x1=True)
+            return features, f"a plain reading of {source}'s names"
+    if stride_in_1x1:
+        raise UserError(
+            f"{source}'s networks have their strides in the 3x3 layers, this {network.name} has "
+            "them in the 1x1 layers"
+        )
     return _library_features(source, content, network)
 
 
@@ -224,6 +227,16 @@ def _caffe2(stage: str, block: int, layer: str) -> tuple[str, str]:
     return f"{blob}_w", f"{blob}_bn_"
 
 
+def _torchvision(stage: str, block: int, layer: str) -> tuple[str, str]:
+    """mmpretrain/models/backbones/resnet.py: Bottleneck, in torchvision's names."""
+    if stage == "stem":
+        return "conv1.weight", "bn1."
+    path = f"layer{int(stage[3:]) - 1}.{block}"
+    if layer == "shortcut":
+        return f"{path}.downsample.0.weight", f"{path}.downsample.1."
+    return f"{path}.{layer}.weight", f"{path}.bn{layer[4:]}."
+
+
 def _detectron2(stage: str, block: int, layer: str) -> tuple[str, str]:
     """detectron2/modeling/backbone/resnet.py: BasicStem, BottleneckBlock."""
     path = "stem.conv1" if stage == "stem" else f"{stage}.{block}.{layer}"
@@ -279,7 +292,7 @@ def _norm(x: Tensor, tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _classify(x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    names: Sequence[str] = ("linear.", "last_linear.", "pred_", "fc1000_", "stem.fc.")
+    names: Sequence[str] = ("linear.", "last_linear.", "pred_", "fc1000_", "stem.fc.", "fc.")
     for name in names:
         weight, bias = ("weight", "bias") if name.endswith(".") else ("w", "b")
         if name + weight in tensors:

@@ -15,6 +15,8 @@ from detectron2.modeling import build_model
 from torchvision.models.resnet import Bottleneck
 
 import resnext_det
+from resnext_det import ResNeXt
+from resnext_det.errors import UserError
 from resnext_det.variants import Variant
 from resnext_det.weights import StrictCheckpointer, convert, files, settings_of
 from resnext_det.weights.sources import (
@@ -557,3 +559,45 @@ def test_mocos_projection_of_two_layers_is_left_out(tmp_path):
     assert {n for n in dropped if "encoder_q" in n} == {n for n in tensors if "encoder_q.fc" in n}
     found = {torchvision_name(name): t for name, t in loaded(tmp_path / "o.pth")[0].items()}
     assert_identical(found, tensors_of(net, fc=False))
+
+
+@pytest.mark.parametrize("style", ["pytorch", "caffe"])
+@pytest.mark.parametrize("to_rgb", ["to_rgb=False", "bgr_to_rgb=True"])
+def test_the_config_inside_an_openmmlab_file_tells_its_preprocessing(style, to_rgb, tmp_path):
+    models = pytest.importorskip("mmpretrain.models", reason="MMPretrain is not installed")
+    theirs = randomise(models.ResNeXt(depth=50, groups=32, width_per_group=4, style=style))
+    tensors = {f"backbone.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    tensors["rpn_head.rpn_conv.weight"] = torch.zeros(1)
+    config = f"norm = dict(mean=[1.5, 2, 3], std=[4.0, 5.0, 6.5], {to_rgb})\n"
+    config += f"backbone = dict(style='{style}')"
+    file = tmp_path / "faster_rcnn.pth"
+    torch.save({"meta": {"config": config}, "state_dict": tensors}, file)
+    report = convert.convert_file(file, tmp_path / "out.pth")
+    assert report.recipe["channel_order"] == ("BGR" if "False" in to_rgb else "RGB")
+    assert report.recipe["pixel_mean"] == [1.5, 2.0, 3.0]
+    assert report.recipe["pixel_std"] == [4.0, 5.0, 6.5]
+    assert report.recipe["stride_in_1x1"] == (style == "caffe")
+    assert report.preprocessing_from == "the config in the file"
+
+    weights = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
+    ours = ResNeXt(50, 32, 4, norm="FrozenBN", stride_in_1x1=style == "caffe").eval()
+    ours.load_state_dict(
+        {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+    )
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        theirs.eval()
+        expected, found = theirs(image)[-1], ours(image)["res5"]
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_an_openmmlab_file_that_does_not_tell_is_noted_or_asked_for(tmp_path):
+    network = torchvision.models.resnext50_32x4d(weights=None)
+    tensors = {f"backbone.{n}": t for n, t in network.state_dict().items() if n[:2] != "fc"}
+    tensors["neck.lateral_convs.0.conv.weight"] = torch.zeros(1)
+    torch.save({"state_dict": tensors}, tmp_path / "detector.pth")
+    report = convert.convert_file(tmp_path / "detector.pth", tmp_path / "out.pth")
+    assert any("style caffe take BGR" in note for note in report.notes)
+    torch.save(network.state_dict(), tmp_path / "resnext50_caffe.pth")
+    with pytest.raises(UserError, match="does not tell"):
+        convert.convert_file(tmp_path / "resnext50_caffe.pth", tmp_path / "out.pth")

@@ -12,8 +12,12 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state",
 
 # On every tensor: DataParallel, torch.compile, and attributes that hold the network
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "encoder.")
-# Two networks in one file, of which the first is the trained one (MoCo v1 and v2, v3)
-_PAIRS = (("encoder_q.", "encoder_k."), ("base_encoder.", "momentum_encoder."))
+# Two networks in one file, of which the first is the trained one (MoCo v1 and v2, v3, SimSiam)
+_PAIRS = (
+    ("encoder_q.", "encoder_k."),
+    ("base_encoder.", "momentum_encoder."),
+    ("encoder.", "predictor."),  # SimSiam
+)
 _PAIR_EXTRAS = ("queue", "predictor.")
 # torch.optim.swa_utils.AveragedModel, beside `module.`
 _AVERAGES = "n_averaged"
