@@ -62,8 +62,10 @@ def test_importing_leaves_detectron2s_config_as_it_is():
 def test_a_set_training_key_survives_a_save():
     cfg = resnext_det.get_cfg()
     cfg.SOLVER.OPTIMIZER = "AdamW"
+    cfg.DATALOADER.MAX_SKIPPED_IMAGES = 3
     assert "OPTIMIZER: AdamW" in dump_config(cfg)
-    assert set(TRAINING_KEYS) == {"SOLVER.OPTIMIZER"}
+    assert "MAX_SKIPPED_IMAGES: 3" in dump_config(cfg)
+    assert set(TRAINING_KEYS) == {"SOLVER.OPTIMIZER", "DATALOADER.MAX_SKIPPED_IMAGES"}
 
 
 @pytest.mark.parametrize(
