@@ -358,7 +358,7 @@ PAGE = b"\n<!DOCTYPE html>\n<html><body>Quota exceeded</body></html>\n"
         (b"PK\x05\x06" + b"\0" * 18, "is no weight file"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 100, "is no weight file"),
         (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "is no weight file"),
-        (gzip.compress(b"\x80\x04}." * 100), "is no weight file"),
+        (gzip.compress(b"\x80\x04}." * 100, mtime=0), "is no weight file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is no weight file"),
     ],
 )
