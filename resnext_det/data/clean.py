@@ -1,11 +1,10 @@
 """A copy of an annotation file that training and evaluation can read, and what changed in it."""
 
 import json
-import os
-import tempfile
 from collections import Counter
 from pathlib import Path
 
+from ..atomic import replacing
 from ..errors import UserError
 from .check_objects import (
     Tables,
@@ -152,19 +151,10 @@ def write_annotations(data: dict, file: Path) -> None:
     """Write an annotation file whole or not at all.
 
     Raises:
-        OSError: if it cannot be written.
-        UserError: if the content cannot be written as JSON.
+        UserError: if it cannot be written, or the content cannot be written as JSON.
     """
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as stream:
             stream.writelines(json.JSONEncoder().iterencode(data))
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's files are for their owner alone
-        os.replace(name, file)
     except RecursionError as error:
         raise UserError(f"{file}: the content is nested too deep to be written") from error
-    finally:
-        if os.path.exists(name):
-            os.unlink(name)

@@ -1,13 +1,13 @@
 """Data sets of one's own in COCO's format, named on the command line and kept with the run."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..atomic import replacing
 from ..errors import UserError
 from .coco_splits import load_coco_file
 
@@ -142,10 +142,9 @@ def keep_with_run(source: Path, data: dict[str, CustomData], folder: Path) -> No
     data = {**data_of_run(source), **data}
     if not data:
         return
-    temporary = folder / f".{RECORD}"
     content = {name: asdict(item) for name, item in data.items()}
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / RECORD)
+    with replacing(folder / RECORD) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def data_of_run(folder: Path) -> dict[str, CustomData]:

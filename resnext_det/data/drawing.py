@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
-from ..errors import UserError
+from ..atomic import replacing
 
 COLOURS = ("tab:red", "tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:pink", "black")
 MASK_OPACITY = 0.45
@@ -102,11 +102,5 @@ def save_figure(figure: Figure, file: Path, dpi: float = 110) -> None:
         UserError: if it cannot be written.
     """
     FigureCanvasAgg(figure)
-    temporary = file.with_name(f".{file.name}")
-    try:
+    with replacing(file) as temporary:
         figure.savefig(temporary, dpi=dpi, format=file.suffix[1:].lower())
-        temporary.replace(file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

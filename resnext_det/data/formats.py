@@ -9,7 +9,6 @@ and SciPy; pylabel 0.1 is a pixel off and needs OpenCV, scikit-learn and a Jupyt
 
 import json
 import os
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..atomic import replacing
 from ..errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -201,17 +201,5 @@ def write_json(content: Mapping, file: Path) -> None:
     Raises:
         UserError: if the folder is absent or not writable.
     """
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-        with open(handle, "w", encoding="utf-8") as stream:
-            json.dump(content, stream, allow_nan=False)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        json.dump(content, stream, allow_nan=False)
