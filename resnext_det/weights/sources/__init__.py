@@ -17,46 +17,26 @@ class Source:
 
     Attributes:
         convert: the file's tensors (for torch7 the tree of modules) -> Detectron2's names.
-        describes: for the list of sources.
         rules: of renaming, to tell the source from the names; none for torch7.
         drops: likewise.
     """
 
     convert: Callable[..., Conversion]
-    describes: str
     rules: Rules = ()
     drops: Drops = ()
 
 
 # The first of those that explain as many names is taken, so the more special ones come later.
 SOURCES = {
-    "torchvision": Source(
-        torchvision.from_torchvision,
-        "torchvision's names: its own files, WSL, SSL, SWSL, MoCo, OpenMMLab's third_party",
-        torchvision.RULES,
-        torchvision.DROPS,
-    ),
-    "timm": Source(timm.from_timm, "timm's ResNeXts (torchvision's names)", torchvision.RULES),
-    "cadene": Source(cadene.from_cadene, "Cadene's pretrainedmodels", cadene.RULES),
-    "openmmlab": Source(
-        openmmlab.from_openmmlab,
-        "MMPretrain's classifiers, MMDetection's detectors",
-        openmmlab.RULES,
-        openmmlab.DROPS,
-    ),
-    "caffe2": Source(
-        caffe2.from_caffe2,
-        "Detectron's pickles, and Detectron2's that keep Caffe2's names",
-        caffe2.RULES,
-        caffe2.DROPS,
-    ),
-    "detectron2": Source(
-        detectron2.from_detectron2,
-        "Detectron2's names: trained detectors, and what this tool writes",
-        detectron2.RULES,
-        detectron2.DROPS,
-    ),
-    "torch7": Source(torch7.from_torch7, "the authors' .t7 files (Torch7)"),
+    # its own files, WSL, SSL, SWSL, MoCo, OpenMMLab's third_party
+    "torchvision": Source(torchvision.from_torchvision, torchvision.RULES, torchvision.DROPS),
+    "timm": Source(timm.from_timm, torchvision.RULES),
+    "cadene": Source(cadene.from_cadene, cadene.RULES),
+    "openmmlab": Source(openmmlab.from_openmmlab, openmmlab.RULES, openmmlab.DROPS),
+    "caffe2": Source(caffe2.from_caffe2, caffe2.RULES, caffe2.DROPS),
+    # trained detectors, and what convert_weights.py writes
+    "detectron2": Source(detectron2.from_detectron2, detectron2.RULES, detectron2.DROPS),
+    "torch7": Source(torch7.from_torch7),  # the authors' .t7 files
 }
 
 
