@@ -15,7 +15,15 @@ from .errors import UserError
 # config.yaml, so that a plain run's file holds Detectron2's keys alone. These steer training only:
 TRAINING_KEYS = {
     "SOLVER.OPTIMIZER": "SGD",  # or "AdamW"
+    "SOLVER.ACCUM_STEPS": 1,  # parts that a process's share of IMS_PER_BATCH is cut into
+    "SOLVER.AMP.DTYPE": "float16",  # or "bfloat16", which CPUs have too
+    "SOLVER.EMA_DECAY": 0.0,  # of an average of the weights, e.g. 0.9998; 0 for none
+    "SOLVER.EARLY_STOP_PATIENCE": 0,  # evaluations without a better one; 0 never stops early
     "DATALOADER.MAX_SKIPPED_IMAGES": 10,  # broken ones in training; 0 stops at the first
+    # "auto" is channels_last on CPUs, where it was measured to be faster, or "contiguous"
+    "MODEL.MEMORY_FORMAT": "auto",
+    # faster convolutions with frozen BN and RoIAlign on CPUs, the same results up to rounding
+    "MODEL.FAST_LAYERS": True,
 }
 
 # These change the network, so that stock Detectron2 must not skip them: there, only
@@ -23,6 +31,7 @@ TRAINING_KEYS = {
 NETWORK_KEYS = {
     "MODEL.RESNEXT.FORM": "c",  # "a", "b" or "c" of Fig. 3
     "MODEL.RESNEXT.RESIDUAL": True,  # False: no shortcuts (Section 5.1)
+    "MODEL.RESNEXT.CHECKPOINT": False,  # True: less memory in training, slower, the same results
 }
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -150,6 +159,27 @@ def _refuse_repeated_keys(path: Path) -> None:
                 )
             lines[key.value] = line
             nodes.append(value)
+
+
+def check_keys(cfg: CfgNode, known: CfgNode | None = None) -> None:
+    """Refuse keys that nobody reads: yacs lets Python assign to any name, in any place.
+
+    Args:
+        cfg: e.g. with `cfg.MODEL_WEIGHTS = ...` in place of `cfg.MODEL.WEIGHTS = ...`.
+        known: a config that has all legal keys; None for Detectron2's and ours.
+
+    Raises:
+        UserError: for the first unknown key, with the nearest one.
+    """
+    legal = list(_leaf_keys(known or get_cfg()))
+    for key in _leaf_keys(cfg):
+        if key in legal:
+            continue
+        same_leaf = [k for k in legal if k.split(".")[-1] == key.split(".")[-1]]
+        same_words = [k for k in legal if k.replace(".", "_") == key.replace(".", "_")]
+        found = same_words or same_leaf[:3]
+        hint = f"; did you mean {' or '.join(found)}?" if found else suggest(key, legal)
+        raise UserError(f"config key {key!r} is set, and nothing reads it{hint}")
 
 
 def dump_config(cfg: CfgNode) -> str:

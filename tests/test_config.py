@@ -6,7 +6,7 @@ import pytest
 from detectron2.config import CfgNode
 
 import resnext_det
-from resnext_det.config import TRAINING_KEYS, config_names, dump_config, load_config
+from resnext_det.config import TRAINING_KEYS, check_keys, config_names, dump_config, load_config
 from resnext_det.errors import UserError
 
 
@@ -40,7 +40,8 @@ def test_a_saved_config_reloads_in_stock_detectron2(name, tmp_path):
     again.merge_from_file(str(saved))
     # parsed: yaml prints a list that two keys share with an anchor
     assert CfgNode.load_cfg(dump_config(again)) == CfgNode.load_cfg(dump_config(cfg))
-    again.MODEL.pop("RESNEXT")
+    for ours in ("RESNEXT", "FAST_LAYERS", "MEMORY_FORMAT"):
+        again.MODEL.pop(ours)
     assert stock.MODEL == again.MODEL
     assert stock.INPUT == again.INPUT
 
@@ -59,13 +60,53 @@ def test_importing_leaves_detectron2s_config_as_it_is():
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
 
 
-def test_a_set_training_key_survives_a_save():
+_OTHER_VALUES = {
+    "SOLVER.OPTIMIZER": "AdamW",
+    "SOLVER.ACCUM_STEPS": 2,
+    "SOLVER.AMP.DTYPE": "bfloat16",
+    "SOLVER.EMA_DECAY": 0.99,
+    "SOLVER.EARLY_STOP_PATIENCE": 3,
+    "DATALOADER.MAX_SKIPPED_IMAGES": 3,
+    "MODEL.MEMORY_FORMAT": "contiguous",
+    "MODEL.FAST_LAYERS": False,
+}  # and not the default
+
+
+@pytest.mark.parametrize("key", TRAINING_KEYS)
+def test_a_set_training_key_survives_a_save_and_stock_detectron2_skips_it(key, tmp_path):
     cfg = resnext_det.get_cfg()
-    cfg.SOLVER.OPTIMIZER = "AdamW"
-    cfg.DATALOADER.MAX_SKIPPED_IMAGES = 3
-    assert "OPTIMIZER: AdamW" in dump_config(cfg)
-    assert "MAX_SKIPPED_IMAGES: 3" in dump_config(cfg)
-    assert set(TRAINING_KEYS) == {"SOLVER.OPTIMIZER", "DATALOADER.MAX_SKIPPED_IMAGES"}
+    cfg.merge_from_list([key, _OTHER_VALUES[key]])
+    saved = tmp_path / "config.yaml"
+    saved.write_text(dump_config(cfg))
+    again = resnext_det.get_cfg()
+    again.merge_from_file(str(saved))
+    assert f"{key.split('.')[-1]}: {_OTHER_VALUES[key]}" in saved.read_text()
+    assert CfgNode.load_cfg(dump_config(again)) == CfgNode.load_cfg(dump_config(cfg))
+    detectron2.config.get_cfg().merge_from_file(str(saved))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "value", "hint"),
+    [
+        ("BASE_LR", 0.1, "SOLVER.BASE_LR"),
+        ("MODEL_DEVICE", "cpu", "MODEL.DEVICE"),
+        ("MODEL_WEIGHTS", "x.pth", "MODEL.WEIGHTS"),
+        ("SOLVER.BASE_LRR", 0.1, "SOLVER.BASE_LR"),
+        ("NUM_GPUS", 2, None),
+    ],
+)
+def test_a_key_that_python_assigned_in_vain_is_an_error_with_the_nearest(wrong, value, hint):
+    cfg = resnext_det.get_cfg()
+    check_keys(cfg)
+    node = cfg
+    *parents, leaf = wrong.split(".")
+    for parent in parents:
+        node = node[parent]
+    setattr(node, leaf, value)
+    with pytest.raises(UserError, match=f"config key '{wrong}' is set, and nothing") as raised:
+        check_keys(cfg)
+    if hint:
+        assert f"did you mean {hint}" in str(raised.value)
 
 
 @pytest.mark.parametrize(

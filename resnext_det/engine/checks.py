@@ -1,16 +1,21 @@
 """What is refused before a run begins: settings that fail later or give wrong results."""
 
+import logging
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.layers import get_norm
+from detectron2.layers import FrozenBatchNorm2d, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.utils import comm
+from torch import nn
 
-from ..config import suggest
+from ..config import check_keys, suggest
 from ..errors import UserError
 from ..modeling import variant_from_config
 from ..modeling.blocks import FORMS
+
+logger = logging.getLogger(__name__)
 
 # The values of keys that Detectron2 would look up only when it builds what they name.
 _CHOICES = {
@@ -20,7 +25,9 @@ _CHOICES = {
         "WarmupCosineLR",
         "WarmupStepWithFixedGammaLR",
     ),
+    "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
     "INPUT.FORMAT": ("RGB", "BGR"),
+    "MODEL.MEMORY_FORMAT": ("auto", "channels_last", "contiguous"),
     "MODEL.RESNEXT.FORM": FORMS,
 }
 _REGISTRIES = {
@@ -28,8 +35,13 @@ _REGISTRIES = {
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
 }
-_NOT_NEGATIVE = ("DATALOADER.MAX_SKIPPED_IMAGES", "DATALOADER.NUM_WORKERS")
-_POSITIVE = ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR")
+_NOT_NEGATIVE = (
+    "DATALOADER.MAX_SKIPPED_IMAGES",
+    "DATALOADER.NUM_WORKERS",
+    "SOLVER.EARLY_STOP_PATIENCE",
+    "SOLVER.EMA_DECAY",
+)
+_POSITIVE = ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.ACCUM_STEPS")
 
 
 def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
@@ -43,6 +55,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
         UserError: for an unknown name, device or data set, an impossible network or number, a batch
             that the processes cannot share, or another number of classes than the data has.
     """
+    check_keys(cfg)
     for key, choices in _CHOICES.items():
         if (value := _value(cfg, key)) not in choices:
             raise UserError(f"{key} {value!r} is not one of {', '.join(choices)}")
@@ -78,8 +91,24 @@ def _check_training(cfg: CfgNode) -> None:
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} (the total) cannot be shared by "
             f"{processes} processes: use a multiple of {processes}"
         )
-    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-        raise UserError("SOLVER.AMP.ENABLED True needs a GPU: set it to False on the CPU")
+    share = cfg.SOLVER.IMS_PER_BATCH // processes
+    if share % cfg.SOLVER.ACCUM_STEPS:
+        raise UserError(
+            f"SOLVER.ACCUM_STEPS {cfg.SOLVER.ACCUM_STEPS} does not divide the {share} images of "
+            f"each process (SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}, {processes} processes)"
+        )
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.DTYPE == "float16":
+        raise UserError(
+            "SOLVER.AMP.DTYPE float16 needs a GPU: on the CPU set SOLVER.AMP.DTYPE bfloat16, or "
+            "SOLVER.AMP.ENABLED False"
+        )
+    if cfg.SOLVER.EMA_DECAY >= 1:
+        raise UserError(f"SOLVER.EMA_DECAY {cfg.SOLVER.EMA_DECAY} must be less than 1, e.g. 0.9998")
+    if cfg.SOLVER.EARLY_STOP_PATIENCE and not cfg.TEST.EVAL_PERIOD:
+        raise UserError(
+            f"SOLVER.EARLY_STOP_PATIENCE {cfg.SOLVER.EARLY_STOP_PATIENCE} counts evaluations, and "
+            "TEST.EVAL_PERIOD is 0: set it to a number of iterations"
+        )
 
 
 def _check_network(cfg: CfgNode) -> None:
@@ -163,6 +192,29 @@ def check_targets(cfg: CfgNode, records: list[dict]) -> None:
                 f"and MODEL.{key} is True: set "
                 f"MODEL.{key} False, or use a config without {plural}, e.g. faster_rcnn_..."
             )
+
+
+def refuse_frozen_random_layers(model: nn.Module, key: str = "MODEL.BACKBONE.FREEZE_AT") -> None:
+    """Refuse layers that no weights were loaded for and no training will change.
+
+    Args:
+        model: about to be trained from random weights.
+        key: of the config that freezes, for the message.
+
+    Raises:
+        UserError: if a parameter is frozen.
+    """
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    if frozen:
+        raise UserError(
+            f"no weights were named and {len(frozen)} random tensors are frozen, e.g. "
+            f"{frozen[0]}: name weights, or train these layers with {key} 0"
+        )
+    if any(isinstance(module, FrozenBatchNorm2d) for module in model.modules()):
+        logger.warning(
+            "no weights were named and the network has FrozenBN, which then normalises nothing: "
+            "MODEL.RESNETS.NORM BN or GN trains better from random weights"
+        )
 
 
 def _value(cfg: CfgNode, key: str) -> object:

@@ -6,12 +6,16 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..weights import StrictCheckpointer, settings_of
+from .record import add_start, describe_start
+from .results import set_aside_metrics, write_results
+from .schedule import Reference
 from .setup import prepare
-from .trainer import Trainer, set_aside_metrics, write_results
+from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +60,8 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
             logger.warning("MODEL.WEIGHTS is empty: evaluating random weights")
         results = Trainer.test(cfg, model)
     else:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        if comm.is_main_process() and not args.resume:
-            set_aside_metrics(Path(cfg.OUTPUT_DIR))
-        trainer.train()
-        results = trainer._last_eval_results
-    if not comm.is_main_process():
+        results = _train(cfg, args)
+    if results is None or not comm.is_main_process():
         return {}
     write_results(results, Path(cfg.OUTPUT_DIR) / "results.json")
     if not results:
@@ -72,6 +71,29 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
         "results on %s, in percent:\n%s", ", ".join(cfg.DATASETS.TEST), format_results(results)
     )
     return results
+
+
+def _train(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
+    """Train, and return the last evaluation's results; None if the run is to go on later."""
+    folder = Path(cfg.OUTPUT_DIR)
+    trainer = Trainer(cfg)
+    trainer.reference = Reference.read(args.config_file)
+    trainer.resume_or_load(resume=args.resume)
+    if comm.is_main_process():
+        if not args.resume:
+            set_aside_metrics(folder)
+        datasets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        start = describe_start(
+            datasets, seed=trainer.seed, device=cfg.MODEL.DEVICE, changes=args.config_changes
+        )
+        add_start(folder, start, resumed=args.resume)
+    trainer.train()
+    if cfg.SOLVER.EMA_DECAY and trainer.stopped is None:
+        trainer.checkpointer.save_weights("model_final_ema", trainer.evaluated_weights())
+        logger.info("the results are those of the averaged weights, in model_final_ema.pth")
+    if trainer.stopped is not None and trainer.stopped.resumable:
+        return None
+    return trainer._last_eval_results
 
 
 def format_results(results: Mapping) -> str:

@@ -3,28 +3,50 @@
 import argparse
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from detectron2.engine import default_argument_parser
-from detectron2.engine import launch as detectron2_launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT, _distributed_worker, _find_free_port
 from detectron2.utils import comm
 
 from ..errors import UserError, user_message
 from ..quiet import silence_deprecations
+from .cluster import Place, place_of_process
 
 logger = logging.getLogger(__name__)
 
+Job = Callable[[argparse.Namespace], object]
+
+# After a process has died: the others notice by themselves, or are told, and then are killed.
+_GRACE_SECONDS = 15
+
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's command-line flags, and ours for data sets of one's own.
+    """Detectron2's command-line flags, ours for the run, and for data sets of one's own.
 
     A single machine takes a free port unless one is given.
     """
     parser = default_argument_parser()
     parser.set_defaults(dist_url="auto")
+    parser.add_argument(
+        "--auto-scale",
+        action="store_true",
+        help="scale learning rate, warm-up, steps, iterations and periods to SOLVER.IMS_PER_BATCH, "
+        "from the config file's own batch; what the command line says itself is left alone",
+    )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="bit-identical results on GPUs too, slower (on CPUs they are so anyway)",
+    )
     own = parser.add_argument_group(
         "your own data in COCO's format (repeatable; NUM_CLASSES is set to fit)"
     )
@@ -56,28 +78,24 @@ def custom_pairs(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
     return pairs
 
 
-def run_job(job: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
+def run_job(job: Job, args: argparse.Namespace) -> int:
     """Run `job(args)` in as many processes as asked for.
 
-    Under torchrun (`RANK` is set) this process is one of the job's already. Otherwise
-    `--num-gpus` processes start on this machine, on CPUs with gloo where there is no GPU.
+    Under torchrun or srun this process is one of the job's already. Otherwise `--num-gpus`
+    processes start on this machine, on CPUs with gloo where there is no GPU. Where one of them
+    fails or dies, all end within a minute.
 
     Returns:
-        An exit status: 0, or 1 after a user's mistake, whose one line went to stderr.
+        An exit status: 0, or 1 after a user's mistake or a process's death, whose one line went to
+        stderr.
     """
     try:
-        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            _run_under_torchrun(job, args)
+        place = place_of_process(own_processes=args.num_gpus)
+        if place is not None:
+            _run_in_cluster(job, args, place)
         else:
             _check_processes(args)
-            detectron2_launch(
-                _in_process,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(job, args),
-            )
+            _start(job, args)
     except Exception as error:
         message = user_message(error)
         if message is None:
@@ -87,7 +105,53 @@ def run_job(job: Callable[[argparse.Namespace], object], args: argparse.Namespac
     return 0
 
 
-def _in_process(job: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+def _start(job: Job, args: argparse.Namespace) -> None:
+    """Run the job in this process, or in several which die together."""
+    processes = args.num_gpus * args.num_machines
+    if processes == 1:
+        _in_process(job, args)
+        return
+    url = args.dist_url
+    if url == "auto":
+        url = f"tcp://127.0.0.1:{_find_free_port()}"
+    context = mp.start_processes(
+        _distributed_worker,
+        nprocs=args.num_gpus,
+        args=(
+            *(_in_process, processes, args.num_gpus, args.machine_rank, url, (job, args)),
+            DEFAULT_TIMEOUT,
+        ),
+        join=False,
+    )
+    try:
+        with _passing_signals_on(context):
+            while not context.join(grace_period=_GRACE_SECONDS):
+                pass
+    except mp.ProcessExitedException as error:
+        raise UserError(
+            f"process {error.error_index} of {args.num_gpus} died ({error}), so the job was ended; "
+            "if it was killed for want of memory use smaller batches, and go on with --resume"
+        ) from error
+
+
+@contextmanager
+def _passing_signals_on(context: mp.ProcessContext) -> Iterator[None]:
+    """Give SIGTERM and SIGINT to the processes, which stop with a checkpoint, and wait for them."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in context.processes:
+            if process.is_alive():
+                process.terminate()  # a terminal has sent them SIGINT itself
+
+    previous = {n: signal.signal(n, pass_on) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _in_process(job: Job, args: argparse.Namespace) -> None:
     if comm.get_world_size() > 1 and not torch.cuda.is_available():
         _share_cores(comm.get_local_size())
     silence_deprecations()
@@ -103,16 +167,29 @@ def _share_cores(processes: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 
-def _run_under_torchrun(
-    job: Callable[[argparse.Namespace], object], args: argparse.Namespace
-) -> None:
+def _run_in_cluster(job: Job, args: argparse.Namespace, place: Place) -> None:
     on_gpu = torch.cuda.is_available()
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if on_gpu:
-        torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+        torch.cuda.set_device(place.local_rank)
+    if place.rank == 0 and place.url != "env://":  # or else who waits in vain knows not for what
+        logger.warning("%d tasks of Slurm meet at %s", place.processes, place.url)
     try:
-        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            init_method=place.url,
+            rank=place.rank,
+            world_size=place.processes,
+            timeout=timedelta(minutes=30),
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"process {place.rank} of {place.processes} cannot meet the others at {place.url}: "
+            f"{reason}"
+        ) from error
+    try:
+        comm.create_local_process_group(place.local_processes)
+        args.restarted = place.restarts > 0
         _in_process(job, args)
     finally:
         dist.destroy_process_group()

@@ -16,17 +16,14 @@ from torch import nn
 
 from ..errors import UserError
 from ..weights import StrictCheckpointer
+from .checks import refuse_frozen_random_layers
 from .job import format_results
 from .launch import custom_pairs
 from .lazy_config import check_lazy_config, lazy_settings, load_lazy_config, without_sync_bn_in
+from .progress import run_writers
+from .results import set_aside_metrics, write_results
+from .resuming import announce_start
 from .setup import set_up_logs
-from .trainer import (
-    announce_start,
-    refuse_frozen_random_layers,
-    run_writers,
-    set_aside_metrics,
-    write_results,
-)
 
 logger = logging.getLogger(__name__)
 

@@ -2,8 +2,9 @@
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,6 +15,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from ..atomic import replacing
 from ..config import dump_config, load_config
 from ..data import require_files
 from ..data.custom import (
@@ -26,6 +28,8 @@ from ..data.custom import (
 from ..errors import UserError
 from .checks import check_config
 from .launch import custom_pairs
+from .resuming import config_changes
+from .schedule import Reference, scale_schedule, warn_of_rate
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +47,21 @@ def prepare(args: argparse.Namespace) -> CfgNode:
         raise UserError("--config-file is missing, e.g. configs/faster_rcnn_X50_32x4d.yaml")
     data = read_custom_data(**custom_pairs(args))
     overrides = [*overrides_for(data), *args.opts]
-    cfg, fell_back = read_config(args.config_file, overrides, eval_only=args.eval_only, data=data)
+    table = None
+
+    def scale(cfg: CfgNode) -> None:
+        nonlocal table
+        reference = Reference.read(args.config_file)
+        table = scale_schedule(cfg, reference, overrides, comm.get_world_size())
+
+    auto_scale = getattr(args, "auto_scale", False) and not args.eval_only
+    cfg, fell_back = read_config(
+        args.config_file,
+        overrides,
+        eval_only=args.eval_only,
+        data=data,
+        change=scale if auto_scale else None,
+    )
     plain_norms = without_sync_bn(cfg)
     cfg.freeze()
     set_up_logs(cfg.OUTPUT_DIR)
@@ -53,14 +71,54 @@ def prepare(args: argparse.Namespace) -> CfgNode:
         logger.warning(
             "SyncBN needs several processes with a GPU each: plain BN in %s", ", ".join(plain_norms)
         )
+    if table:
+        logger.info("the schedule for %d images a step:\n%s", cfg.SOLVER.IMS_PER_BATCH, table)
+    elif not args.eval_only:
+        warn_of_rate(cfg, Reference.read(args.config_file))
     logger.debug("environment:\n%s", collect_env_info())
     logger.debug("arguments: %s", args)
+    _note_changes(cfg, args)
     if comm.is_main_process():
         _write_config(cfg)
         keep_with_run(Path(args.config_file).parent, data, Path(cfg.OUTPUT_DIR))
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    if getattr(args, "deterministic", False):
+        _be_deterministic(cfg)
     return cfg
+
+
+def _note_changes(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Show how the config differs from the resumed run's, and decide whether to resume at all.
+
+    A job that torchrun or Slurm has started again goes on from its checkpoint, if it had got that
+    far, without `--resume`.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    begun = comm.all_gather((folder / "last_checkpoint").is_file())[0]
+    if getattr(args, "restarted", False) and begun and not args.eval_only:
+        args.resume = True
+        logger.info("the job was started again: going on from its checkpoint")
+    args.config_changes = config_changes(folder, cfg) if args.resume and begun else []
+    comm.synchronize()  # before the main process writes the new one
+    if args.config_changes and not args.eval_only:
+        logger.warning("the config has changed:\n  %s", "\n  ".join(args.config_changes))
+
+
+def _be_deterministic(cfg: CfgNode) -> None:
+    """Choose torch's deterministic implementations; operations that lack one warn.
+
+    Raises:
+        UserError: if cuBLAS is not told to be deterministic, which only the environment can do.
+    """
+    setting = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    if cfg.MODEL.DEVICE.startswith("cuda") and setting not in (":4096:8", ":16:8"):
+        raise UserError(
+            f"--deterministic needs CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment (it is "
+            f"{setting!r}): set it before the command"
+        )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
 
 
 def read_config(
@@ -69,8 +127,16 @@ def read_config(
     *,
     eval_only: bool = False,
     data: Mapping[str, CustomData] = MappingProxyType({}),
+    change: Callable[[CfgNode], None] | None = None,
 ) -> tuple[CfgNode, bool]:
     """Read a config, choose the device, check it and that its data is there; nothing is written.
+
+    Args:
+        config_file: see `load_config`.
+        overrides: KEY VALUE words.
+        eval_only: whether nothing is trained.
+        data: data sets to register, by name.
+        change: is done to the config before it is checked.
 
     Returns:
         The config, and whether the CPU took the place of a GPU.
@@ -81,6 +147,8 @@ def read_config(
     for name, item in {**data_of_run(Path(config_file).parent), **data}.items():
         item.register(name)
     cfg = load_config(config_file, overrides, needs_weights=True)
+    if change:
+        change(cfg)
     fell_back = _choose_device(cfg, overrides)
     check_config(cfg, eval_only=eval_only)
     for name in cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
@@ -153,7 +221,5 @@ def set_up_logs(output_dir: str) -> None:
 
 
 def _write_config(cfg: CfgNode) -> None:
-    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    temporary = path.with_name(".config.yaml")
-    temporary.write_text(dump_config(cfg), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(Path(cfg.OUTPUT_DIR) / "config.yaml") as temporary:
+        temporary.write_text(dump_config(cfg), encoding="utf-8")

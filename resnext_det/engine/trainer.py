@@ -1,63 +1,84 @@
-"""Detectron2's trainer with our data errors, strict weights, optimisers, and a CPU path."""
+"""Detectron2's trainer, made to stop, go on, reproduce itself and explain its failures."""
 
-import json
+import contextlib
+import errno
 import logging
-import math
 import weakref
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetFromList,
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
-from detectron2.data.build import _train_loader_from_config
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    SimpleTrainer,
-    TrainerBase,
-    create_ddp_model,
-)
-from detectron2.layers import FrozenBatchNorm2d
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
-from detectron2.utils.events import (
-    CommonMetricPrinter,
-    EventWriter,
-    JSONWriter,
-    TensorboardXWriter,
-    get_event_storage,
-)
+from detectron2.utils.events import EventWriter
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
+from torch.utils.data import DataLoader
 
+from ..config import check_keys
 from ..data import NamingDatasetMapper
-from ..data.skipping import SkippedImages, SkippingDataset
 from ..errors import UserError
 from ..evaluation import build_coco_evaluator, evaluation_folder
 from ..weights import StrictCheckpointer, settings_of
-from .checks import check_targets
+from .averaging import AverageWeights
+from .checks import refuse_frozen_random_layers
+from .evaluations import Evaluation, EvaluationLog
+from .failures import (
+    Situation,
+    explain_dead_worker,
+    explain_non_finite,
+    explain_out_of_memory,
+    is_out_of_memory,
+)
+from .loader import build_train_loader
+from .progress import KeepHistory, Throughput, progress_bar, run_writers
+from .resuming import announce_start, choose_checkpoint, forget_after
+from .schedule import Reference
+from .step import NonFiniteLossError, TrainingStep
+from .stopping import (
+    StopOnSignal,
+    StoppableEvaluator,
+    StopSignals,
+    TrainingStopped,
+    resume_command,
+    save_last,
+)
 
 logger = logging.getLogger(__name__)
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LAST_LOSSES = 20  # in reports
+
+PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Trainer(DefaultTrainer):
     """`DefaultTrainer` for this package: trains and evaluates any config on GPUs or CPUs.
 
+    The images and the random numbers of an iteration depend on the run's seed and the iteration
+    alone, so a run that was interrupted and resumed ends with the weights of one that was not.
+
+    Attributes:
+        reference: what the config file says of batch and learning rate, for reports.
+        stopped: why training ended before `SOLVER.MAX_ITER`; None if it did not.
+
     Raises:
-        UserError: for an optimiser, data set or weight file that cannot be used.
+        UserError: for an optimiser, data set or weight file that cannot be used, or a config key
+            that nobody reads.
     """
 
+    reference: Reference | None = None
+    stopped: TrainingStopped | None = None
+
     def __init__(self, cfg: CfgNode) -> None:
-        # DefaultTrainer.__init__ ties the distributed model to a GPU and the checkpointer to its
-        # own class; the rest is the same.
+        # DefaultTrainer.__init__ ties the distributed model to a GPU and the checkpointer and the
+        # iteration to its own classes; the rest is the same.
         TrainerBase.__init__(self)
+        check_keys(cfg, self.known_keys())
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        data_loader = self.build_train_loader(cfg)  # first: what is wrong with data shows early
+        self._loader = self.build_train_loader(cfg)  # first: what is wrong with data shows early
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         on_gpu = next(model.parameters()).is_cuda
@@ -66,8 +87,14 @@ class Trainer(DefaultTrainer):
             broadcast_buffers=False,
             device_ids=[comm.get_local_rank()] if on_gpu else None,
         )
-        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = step(model, data_loader, optimizer)
+        self._trainer = TrainingStep(
+            model,
+            self._loader,
+            optimizer,
+            accumulate=cfg.SOLVER.ACCUM_STEPS,
+            precision=PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
+            seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = StrictCheckpointer(
             model, cfg.OUTPUT_DIR, settings=settings_of(cfg), trainer=weakref.proxy(self)
@@ -75,35 +102,172 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self._signals = StopSignals()
+        self._done = 0  # iterations
+        self._average = None
+        if cfg.SOLVER.EMA_DECAY:
+            self._average = AverageWeights(self.checkpointer.model, cfg.SOLVER.EMA_DECAY)
         self.register_hooks(self.build_hooks())
 
+    @classmethod
+    def known_keys(cls) -> CfgNode | None:
+        """A config with all keys that are read, for a subclass that adds some; None for ours."""
+        return None
+
+    @property
+    def seed(self) -> int:
+        """The run's; with `SEED` -1 a random one, which checkpoints carry."""
+        return self._trainer.seed
+
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continue from the last checkpoint in `OUTPUT_DIR`, or start from `MODEL.WEIGHTS`.
+        """Continue from the newest whole checkpoint in `OUTPUT_DIR`, or start from the weights.
 
         Raises:
-            UserError: if the run to resume is already at `SOLVER.MAX_ITER`, the weights do not
-                fit, or there are none for frozen layers.
+            UserError: if there is nothing to resume, the run is finished and evaluated, the weights
+                do not fit, or there are none for frozen layers.
         """
+        folder = Path(self.cfg.OUTPUT_DIR)
+        if resume:
+            choose_checkpoint(folder)
         super().resume_or_load(resume)
-        announce_start(self.checkpointer, self.start_iter, self.max_iter, resume=resume)
+        announce_start(self.checkpointer, self.start_iter, self.max_iter)
         if self.start_iter == 0 and not self.cfg.MODEL.WEIGHTS:
             refuse_frozen_random_layers(self.checkpointer.model)
+        if resume and comm.is_main_process():
+            forget_after(folder / "metrics.json", self.start_iter)
 
     def train(self) -> None:
-        """Train from `start_iter` to `max_iter`.
+        """Train from `start_iter` to `max_iter`, or until a signal or early stopping ends it.
 
         Raises:
-            UserError: if the loss is not finite any more.
+            UserError: if the loss is not finite any more, memory or disk are full, or a data worker
+                died.
         """
-        try:
-            super().train()
-        except FloatingPointError as error:
-            rate = self.optimizer.param_groups[0]["lr"]
+        self._loader.batch_sampler.seed = self.seed
+        self._loader.batch_sampler.start = self._done = self.start_iter
+        with self._signals:
+            try:
+                super().train()
+            except TrainingStopped as stopped:
+                self._stop(stopped)
+            except NonFiniteLossError as error:
+                weights = self.checkpointer.model.state_dict()
+                message = explain_non_finite(self._situation(), error, weights)
+                raise UserError(message) from error
+            except Exception as error:
+                self._explain(error)
+
+    def _explain(self, error: Exception) -> None:
+        """Raise a `UserError` in place of an error that a user can do something about."""
+        worker = explain_dead_worker(error)
+        if worker and self._signals.received:  # it was signalled as well
+            self._stop(TrainingStopped(f"stopped by {self._signals.received.name}", resumable=True))
+        elif worker:
+            raise UserError(worker) from error
+        elif is_out_of_memory(error):
+            message = explain_out_of_memory(self._situation(), self._trainer.accumulate)
+            raise UserError(message) from error
+        elif isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+        ):
             raise UserError(
-                f"training diverged at iteration {self.iter} (learning rate {rate:.3g}, "
-                f"{self.cfg.SOLVER.IMS_PER_BATCH} images a step): lower SOLVER.BASE_LR or lengthen "
-                f"SOLVER.WARMUP_ITERS. {' '.join(str(error).split())}"
+                f"{error.filename or self.cfg.OUTPUT_DIR} cannot be written: {error.strerror}"
             ) from error
+        else:
+            raise error
+
+    def _stop(self, stopped: TrainingStopped) -> None:
+        self.stopped = stopped
+        if self.start_iter < self._done < self.max_iter:
+            save_last(self.checkpointer, self._done - 1)
+        where = f"after iteration {self._done} of {self.max_iter}"
+        if stopped.resumable:
+            logger.warning(
+                "%s %s; go on from the checkpoint in %s with:\n  %s",
+                *(stopped.reason, where, self.cfg.OUTPUT_DIR, resume_command()),
+            )
+        else:
+            logger.warning("%s %s", stopped.reason, where)
+
+    def _situation(self) -> Situation:
+        histories = self.storage.histories()
+        last = histories["total_loss"].values() if "total_loss" in histories else []
+        return Situation(
+            self.cfg,
+            self.iter,
+            self.optimizer.param_groups[0]["lr"],
+            self._trainer.batch,
+            self.checkpointer.summary,
+            self.seed,
+            [value for value, _ in last[-_LAST_LOSSES:]],
+            self.reference,
+        )
+
+    def after_step(self) -> None:
+        """Count the iteration, then run the hooks."""
+        self._done = self.iter + 1
+        super().after_step()
+
+    def build_hooks(self) -> list[hooks.HookBase | None]:
+        """Detectron2's hooks, in its order, and ours."""
+        cfg, main = self.cfg, comm.is_main_process()
+        folder = Path(cfg.OUTPUT_DIR)
+        evaluation = Evaluation(
+            cfg.TEST.EVAL_PERIOD,
+            self._evaluate,
+            EvaluationLog(folder / "evaluations.json"),
+            self._keep_best,
+            patience=cfg.SOLVER.EARLY_STOP_PATIENCE,
+        )
+        return [
+            hooks.IterationTimer(),
+            Throughput(cfg.SOLVER.IMS_PER_BATCH),
+            hooks.LRScheduler(),
+            self._average,
+            self._precise_bn(),
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            if main
+            else None,
+            evaluation,  # after the checkpoint, which remains if it fails
+            hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
+            progress_bar() if main else None,
+            KeepHistory(),
+            StopOnSignal(self._signals),
+        ]
+
+    def _precise_bn(self) -> hooks.PreciseBN | None:
+        cfg = self.cfg.clone()
+        if not cfg.TEST.PRECISE_BN.ENABLED or not get_bn_modules(self.model):
+            return None
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0  # as Detectron2 does, for memory and time
+        loader = self.build_train_loader(cfg)
+        return hooks.PreciseBN(
+            cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER
+        )
+
+    def _evaluate(self) -> dict:
+        evaluators = [
+            StoppableEvaluator(self.build_evaluator(self.cfg, name), self._signals)
+            for name in self.cfg.DATASETS.TEST
+        ]
+        with self._average.in_use() if self._average else contextlib.nullcontext():
+            self._last_eval_results = self.test(self.cfg, self.model, evaluators)
+        return self._last_eval_results
+
+    def _keep_best(self, done: int, metric: str, value: float) -> None:
+        self.checkpointer.save_weights(
+            "model_best", self.evaluated_weights(), iteration=done, metric=metric, value=value
+        )
+        logger.info(
+            "best so far: %s %.2f after %d iterations, in model_best.pth", metric, value, done
+        )
+
+    def evaluated_weights(self) -> dict[str, torch.Tensor]:
+        """The model's tensors, or their moving average where there is one."""
+        return self._average.weights if self._average else self.checkpointer.model.state_dict()
 
     def build_writers(self) -> list[EventWriter]:
         """Progress on the console, `metrics.json`, and TensorBoard events."""
@@ -111,15 +275,19 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model; on a CPU in channels_last, in which grouped convolutions are faster.
+        """Build the model in the memory format that `MODEL.MEMORY_FORMAT` names.
 
-        Detectron2's keypoint loss takes only contiguous maps, so keypoint models stay as they are.
+        "auto" is channels_last on a CPU, in which grouped convolutions are faster. Detectron2's
+        keypoint loss takes only contiguous maps, so there keypoint models stay as they are.
         """
         try:
             model = super().build_model(cfg)
         except ValueError as error:
             raise UserError(f"the config's network cannot be built: {error}") from error
-        if cfg.MODEL.DEVICE == "cpu" and not cfg.MODEL.KEYPOINT_ON:
+        on_cpu = cfg.MODEL.DEVICE == "cpu" and not cfg.MODEL.KEYPOINT_ON
+        if cfg.MODEL.MEMORY_FORMAT == "channels_last" or (
+            cfg.MODEL.MEMORY_FORMAT == "auto" and on_cpu
+        ):
             model = model.to(memory_format=torch.channels_last)
         return model
 
@@ -135,26 +303,12 @@ class Trainer(DefaultTrainer):
         return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Iterable:
-        """Build Detectron2's training loader.
-
-        Up to `DATALOADER.MAX_SKIPPED_IMAGES` images that cannot be used are left out, and listed in
-        `OUTPUT_DIR/skipped_images.jsonl`.
-
-        Raises:
-            UserError: for data without annotations, or without masks or keypoints that the model
-                learns.
-        """
-        mapper = NamingDatasetMapper(cfg, True)
-        parts = _train_loader_from_config(cfg, mapper, dataset=_records(cfg))
-        limit = cfg.DATALOADER.get("MAX_SKIPPED_IMAGES", 0)
-        skipped = SkippedImages(Path(cfg.OUTPUT_DIR) / "skipped_images.jsonl", limit)
-        records = DatasetFromList(parts.pop("dataset"), copy=False)
-        dataset = SkippingDataset(records, parts.pop("mapper"), skipped)
-        return build_detection_train_loader(dataset, mapper=None, **parts)
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        """See `resnext_det.engine.loader.build_train_loader`."""
+        return build_train_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Build Detectron2's test loader, which names an image that it cannot read."""
         mapper = NamingDatasetMapper(cfg, False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
@@ -165,125 +319,20 @@ class Trainer(DefaultTrainer):
         folder = evaluation_folder(cfg, dataset_name)
         return build_coco_evaluator(cfg, dataset_name, str(folder))
 
+    def state_dict(self) -> dict:
+        """See `DefaultTrainer.state_dict`; `iteration` is the last one that was done."""
+        return {**super().state_dict(), "iteration": self._done - 1}
 
-def _records(cfg: CfgNode) -> list[dict]:
-    """The training set's dataset dicts, as Detectron2 filters them, checked."""
-    with_keypoints = cfg.MODEL.KEYPOINT_ON
-    try:
-        records = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-            if with_keypoints
-            else 0,
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-        )
-    except AssertionError as error:
-        if "No valid data found" not in str(error):
-            raise
-        names = ", ".join(cfg.DATASETS.TRAIN)
-        raise UserError(f"{names}: no image has an annotation to train on") from error
-    check_targets(cfg, records)
-    return records
-
-
-class StrictJSONWriter(JSONWriter):
-    """`JSONWriter` whose lines are JSON: it leaves out NaN and infinity, which JSON lacks.
-
-    It opens its file at the first line, so that a run that is refused leaves an older one alone.
-    """
-
-    def __init__(self, json_file: str) -> None:
-        self._json_file = json_file
-        self._file_handle = None
-
-    def write(self) -> None:
-        """Append the newest scalars."""
-        if self._file_handle is None:
-            super().__init__(self._json_file)
-        scalars = get_event_storage().latest()
-        dropped = {k: v for k, v in scalars.items() if not math.isfinite(v[0])}
-        for name in dropped:
-            del scalars[name]
-        try:
-            super().write()
-        finally:
-            scalars.update(dropped)
-
-    def close(self) -> None:
-        """Close the file, if it was opened."""
-        if self._file_handle is not None:
-            super().close()
-
-
-def write_results(results: dict, path: Path) -> None:
-    """Write evaluation results as JSON, with null for NaN, whole or not at all."""
-
-    def clean(value: object) -> object:
-        if isinstance(value, dict):
-            return {k: clean(v) for k, v in value.items()}
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        return value
-
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(clean(results), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def run_writers(folder: str, max_iter: int) -> list[EventWriter]:
-    """Progress on the console, `metrics.json` and TensorBoard events in `folder`."""
-    printer = CommonMetricPrinter(max_iter)
-    printer.logger = logging.getLogger("resnext_det.progress")
-    metrics = StrictJSONWriter(str(Path(folder) / "metrics.json"))
-    return [printer, metrics, TensorboardXWriter(folder)]
-
-
-def announce_start(
-    checkpointer: StrictCheckpointer, start: int, max_iter: int, *, resume: bool
-) -> None:
-    """Say where training goes on, or that there was nothing to resume.
-
-    Raises:
-        UserError: if nothing is left to train.
-    """
-    if start >= max_iter:
-        raise UserError(
-            f"the run in {checkpointer.save_dir} is finished (iteration {start} of {max_iter}): "
-            "raise the number of iterations, e.g. SOLVER.MAX_ITER, or use --eval-only"
-        )
-    if start > 0:
-        file = checkpointer.get_checkpoint_file()
-        logger.info("resuming from %s at iteration %d of %d", file, start, max_iter)
-    elif resume:
-        logger.warning("--resume: no checkpoint in %s, starting anew", checkpointer.save_dir)
-
-
-def refuse_frozen_random_layers(model: nn.Module, key: str = "MODEL.BACKBONE.FREEZE_AT") -> None:
-    """Refuse layers that no weights were loaded for and no training will change.
-
-    Args:
-        model: about to be trained from random weights.
-        key: of the config that freezes, for the message.
-
-    Raises:
-        UserError: if a parameter is frozen.
-    """
-    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-    if frozen:
-        raise UserError(
-            f"no weights were named and {len(frozen)} random tensors are frozen, e.g. "
-            f"{frozen[0]}: name weights, or train these layers with {key} 0"
-        )
-    if any(isinstance(module, FrozenBatchNorm2d) for module in model.modules()):
-        logger.warning(
-            "no weights were named and the network has FrozenBN, which then normalises nothing: "
-            "MODEL.RESNETS.NORM BN or GN trains better from random weights"
-        )
-
-
-def set_aside_metrics(output_dir: Path) -> None:
-    """Keep the curves of an earlier run in the same folder out of a new run's file."""
-    metrics = output_dir / "metrics.json"
-    if metrics.is_file():
-        metrics.replace(metrics.with_name("metrics.previous.json"))
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take an earlier run's state; where the config says otherwise now, the config holds."""
+        groups = self.optimizer.param_groups
+        configured = [{k: v for k, v in g.items() if k != "params"} for g in groups]
+        seed = self.seed
+        super().load_state_dict(state_dict)
+        if self.cfg.SEED >= 0:
+            self._trainer.seed = seed
+        for group, own in zip(self.optimizer.param_groups, configured, strict=True):
+            group.update(own)
+        self.scheduler.base_lrs = [own["initial_lr"] for own in configured]
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate

@@ -20,6 +20,7 @@ from .blocks import (
     PlainBottleneckBlock,
     last_norm,
 )
+from .checkpointing import CheckpointedStage
 
 STAGES = ("res2", "res3", "res4", "res5")
 
@@ -144,6 +145,7 @@ class ResNeXt(ResNet):
         deform_on_per_stage: Sequence[bool] = (False, False, False, False),
         deform_modulated: bool = False,
         deform_num_groups: int = 1,
+        checkpoint: bool = False,
         num_classes: int | None = None,
         out_features: Sequence[str] | None = None,
         freeze_at: int = 0,
@@ -165,6 +167,7 @@ class ResNeXt(ResNet):
             deform_on_per_stage: for res2..res5, whether to use deformable 3x3 layers.
             deform_modulated: see `make_resnext_stage`.
             deform_num_groups: see `make_resnext_stage`.
+            checkpoint: recompute activations in the backward pass; see `CheckpointedStage`.
             num_classes: classes of a linear classifier on res5; None for a bare backbone.
             out_features: keys of the output; None for the last layer. Stages after the last one
                 named are not built.
@@ -211,6 +214,10 @@ class ResNeXt(ResNet):
             freeze_at=freeze_at,
         )
         self.variant = variant
+        if checkpoint:
+            self.stages = [CheckpointedStage(*stage) for stage in self.stages]
+            for name, stage in zip(self.stage_names, self.stages, strict=True):
+                setattr(self, name, stage)
 
 
 def variant_from_config(cfg: CfgNode) -> Variant:
@@ -265,6 +272,7 @@ def build_resnext_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeXt:
         deform_on_per_stage=resnets.DEFORM_ON_PER_STAGE,
         deform_modulated=resnets.DEFORM_MODULATED,
         deform_num_groups=resnets.DEFORM_NUM_GROUPS,
+        checkpoint=cfg.MODEL.get("RESNEXT", {}).get("CHECKPOINT", False),
         out_features=resnets.OUT_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         **block_options_from_config(cfg),

@@ -7,6 +7,7 @@ from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import Tensor, nn
 from torchvision.ops import RoIPool
 
+from .checkpointing import CheckpointedStage
 from .resnext import block_options_from_config, make_resnext_stage, variant_from_config
 
 
@@ -58,4 +59,6 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
         if cfg.MODEL.BACKBONE.FREEZE_AT >= 5:
             for block in blocks:
                 block.freeze()
-        return nn.Sequential(*blocks), out_channels
+        recompute = cfg.MODEL.get("RESNEXT", {}).get("CHECKPOINT", False)
+        stage = CheckpointedStage if recompute else nn.Sequential
+        return stage(*blocks), out_channels

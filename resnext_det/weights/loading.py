@@ -14,6 +14,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from torch import Tensor, nn
 
+from ..atomic import replacing
 from ..errors import UserError
 from ..modeling import convert_form, form_of
 from .agreement import YAML_WORDS, ConfigWords, require_agreement
@@ -33,6 +34,9 @@ class StrictCheckpointer(DetectionCheckpointer):
 
     A file that carries a recipe has to agree with the config's `settings`. Checkpoints saved here
     carry the recipe of the weights that training started from, or one made of `settings`.
+
+    Attributes:
+        summary: how much of the model came from which file, in words.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **checkpointables)
         self.whole_model = False
+        self.summary = "none loaded"
         self.recipe = Recipe.of(settings, "resnext_det") if settings else None
         self._settings = settings
         self._words = words
@@ -99,13 +104,22 @@ class StrictCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: value.state_dict() for key, value in self.checkpointables.items()}
-        content = {"model": self.model.state_dict(), **states, **kwargs}
+        self.save_weights(name, self.model.state_dict(), **states, **kwargs)
+        with replacing(Path(self.save_dir) / "last_checkpoint") as temporary:
+            temporary.write_text(f"{name}.pth", encoding="utf-8")
+
+    def save_weights(self, name: str, weights: Mapping[str, Tensor], **content: object) -> None:
+        """Write `save_dir`/name.pth, whole or not at all, without marking it as the last one.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": dict(weights), **content}
         if self.recipe is not None:
             content["recipe"] = self.recipe.as_dict()
         save_atomically(content, Path(self.save_dir) / f"{name}.pth")
-        marker = Path(self.save_dir) / ".last_checkpoint"
-        marker.write_text(f"{name}.pth", encoding="utf-8")
-        marker.replace(marker.with_name("last_checkpoint"))
 
     def _load_file(self, filename: str) -> dict:
         raw = read_file(filename)
@@ -210,13 +224,13 @@ class StrictCheckpointer(DetectionCheckpointer):
                 "" if self.whole_model else " (tools/convert_weights.py adds one)",
             )
         logger.info("weights: %s", self._file)
-        logger.info(
-            "backbone: %d/%d tensors loaded; heads: %d/%d%s",
-            *(arrival.loaded, arrival.total, len(heads) - len(absent), len(heads)),
-            " (the others start from random values, as they do from ImageNet weights)"
-            if absent
-            else "",
+        arrived = len(heads) - len(absent)
+        self.summary = (
+            f"backbone: {arrival.loaded}/{arrival.total} tensors loaded; heads: "
+            f"{arrived}/{len(heads)}"
         )
+        note = " (the others start from random values, as they do from ImageNet weights)"
+        logger.info("%s%s", self.summary, note if absent else "")
 
 
 def _convert_hint(file: str) -> str:

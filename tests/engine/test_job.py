@@ -8,7 +8,7 @@ import torch
 import resnext_det
 from resnext_det.data import shapes
 from resnext_det.engine import Trainer, argument_parser, check_config, run_job, train_or_evaluate
-from resnext_det.engine.trainer import write_results
+from resnext_det.engine.results import write_results
 from resnext_det.errors import UserError, user_message
 from tests.helpers import needs_tiny_coco, write_coco_subset
 
@@ -102,7 +102,10 @@ def test_without_a_gpu_the_cpu_is_used_and_said_once(job, capsys):
     ("words", "message"),
     [
         (["MODEL.DEVICE", "cuda"], "MODEL.DEVICE cuda: no GPU is visible to torch"),
-        (["SOLVER.AMP.ENABLED", "True"], "SOLVER.AMP.ENABLED True needs a GPU"),
+        (
+            ["SOLVER.AMP.ENABLED", "True"],
+            "SOLVER.AMP.DTYPE float16 needs a GPU: on the CPU set SOLVER.AMP.DTYPE bfloat16",
+        ),
         (["SOLVER.OPTIMIZER", "Adam"], "SOLVER.OPTIMIZER 'Adam' is not one of SGD, AdamW"),
         (["SOLVER.MAXITER", "3"], "unknown config key 'SOLVER.MAXITER'; did you mean SOLVER.MAX"),
         (["SOLVER.MAX_ITER", "3", "--resume"], "--resume stands after the KEY VALUE overrides"),
