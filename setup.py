@@ -55,4 +55,5 @@ setup(
         "safetensors>=0.4",
         "setuptools<81",  # Detectron2 imports pkg_resources
     ],
+    extras_require={"slurm": ["submitit>=1.5"]},  # for tools/submit_slurm.py
 )

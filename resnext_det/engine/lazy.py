@@ -2,11 +2,12 @@
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -20,10 +21,18 @@ from .checks import refuse_frozen_random_layers
 from .job import format_results
 from .launch import custom_pairs
 from .lazy_config import check_lazy_config, lazy_settings, load_lazy_config, without_sync_bn_in
-from .progress import run_writers
+from .progress import progress_bar, run_writers
 from .results import set_aside_metrics, write_results
-from .resuming import announce_start
+from .resuming import announce_start, choose_checkpoint, forget_after
 from .setup import set_up_logs
+from .step import NonFiniteLossError, TrainingStep
+from .stopping import (
+    StopOnSignal,
+    StopSignals,
+    TrainingStopped,
+    resume_command,
+    save_last,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +67,7 @@ def train_or_evaluate_lazy(args: argparse.Namespace) -> dict:
         results = evaluate(cfg, model)
     else:
         results = train(cfg, model, resume=args.resume)
-    if not comm.is_main_process():
+    if results is None or not comm.is_main_process():
         return {}
     write_results(results, Path(cfg.train.output_dir) / "results.json")
     logger.info(
@@ -67,11 +76,13 @@ def train_or_evaluate_lazy(args: argparse.Namespace) -> dict:
     return results
 
 
-def train(cfg: DictConfig, model: nn.Module, *, resume: bool = False) -> dict:
+def train(cfg: DictConfig, model: nn.Module, *, resume: bool = False) -> dict | None:
     """Train `model` for `train.max_iter` iterations and evaluate it.
 
+    The order of the images is the config's own loader's, and begins anew when a run is resumed.
+
     Returns:
-        The last evaluation's results on the main process.
+        The last evaluation's results on the main process; None if a signal stopped the run.
 
     Raises:
         UserError: if the run to resume is finished, or the weights do not fit.
@@ -79,32 +90,59 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool = False) -> dict:
     folder = Path(cfg.train.output_dir)
     trainer = _build_trainer(cfg, model)
     checkpointer = _checkpointer(cfg, trainer.model, trainer=trainer)
-    found = resume and checkpointer.has_checkpoint()
+    if resume:
+        choose_checkpoint(folder)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    start = trainer.iter + 1 if found else 0
-    announce_start(checkpointer, start, cfg.train.max_iter, resume=resume)
-    if not found and not cfg.train.init_checkpoint:
+    start = trainer.iter + 1 if resume else 0
+    announce_start(checkpointer, start, cfg.train.max_iter)
+    if not resume and not cfg.train.init_checkpoint:
         refuse_frozen_random_layers(model, "freeze_at of the backbone")
 
-    if comm.is_main_process() and not resume:
-        set_aside_metrics(folder)
+    if comm.is_main_process():
+        if resume:
+            forget_after(folder / "metrics.json", start)
+        else:
+            set_aside_metrics(folder)
     results = {}
 
     def test() -> dict:
         results.update(evaluate(cfg, trainer.model))
         return results
 
-    scheduler = instantiate(cfg.lr_multiplier)
-    work = [hooks.IterationTimer(), hooks.LRScheduler(trainer.optimizer, scheduler)]
-    if comm.is_main_process():
-        work.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
-    work.append(hooks.EvalHook(cfg.train.eval_period, test))
-    if comm.is_main_process():
-        writers = run_writers(str(folder), cfg.train.max_iter)
-        work.append(hooks.PeriodicWriter(writers, cfg.train.log_period))
-    trainer.register_hooks(work)
-    trainer.train(start, cfg.train.max_iter)
+    signals = StopSignals()
+    trainer.register_hooks(_hooks(cfg, trainer, checkpointer, test, signals))
+    with signals:
+        try:
+            trainer.train(start, cfg.train.max_iter)
+        except TrainingStopped as stopped:
+            save_last(checkpointer, trainer.iter)
+            command = resume_command()
+            logger.warning("%s; go on with:\n  %s", stopped.reason, command)
+            return None
+        except NonFiniteLossError as error:
+            raise UserError(f"training diverged at iteration {trainer.iter}: {error}") from error
     return results
+
+
+def _hooks(
+    cfg: DictConfig,
+    trainer: TrainingStep,
+    checkpointer: StrictCheckpointer,
+    test: Callable[[], dict],
+    signals: StopSignals,
+) -> list[hooks.HookBase | None]:
+    scheduler = instantiate(cfg.lr_multiplier)
+    main = comm.is_main_process()
+    writers = run_writers(cfg.train.output_dir, cfg.train.max_iter) if main else []
+    return [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(trainer.optimizer, scheduler),
+        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
+        hooks.EvalHook(cfg.train.eval_period, test),
+        hooks.PeriodicWriter(writers, cfg.train.log_period) if main else None,
+        progress_bar() if main else None,
+        StopOnSignal(signals),
+    ]
 
 
 def _checkpointer(
@@ -116,15 +154,21 @@ def _checkpointer(
     )
 
 
-def _build_trainer(cfg: DictConfig, model: nn.Module) -> SimpleTrainer:
+def _build_trainer(cfg: DictConfig, model: nn.Module) -> TrainingStep:
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     options = dict(cfg.train.ddp)
     if cfg.train.device == "cpu":
         options["device_ids"] = None
     loader = instantiate(cfg.dataloader.train)
-    step = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
-    return step(create_ddp_model(model, **options), loader, optimizer)
+    seed = cfg.train.get("seed", -1)
+    return TrainingStep(
+        create_ddp_model(model, **options),
+        loader,
+        optimizer,
+        precision=torch.float16 if cfg.train.amp.enabled else None,
+        seed=seed if seed >= 0 else comm.shared_random_seed(),
+    )
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict:

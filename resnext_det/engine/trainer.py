@@ -215,7 +215,7 @@ class Trainer(DefaultTrainer):
         cfg, main = self.cfg, comm.is_main_process()
         folder = Path(cfg.OUTPUT_DIR)
         evaluation = Evaluation(
-            cfg.TEST.EVAL_PERIOD,
+            cfg.TEST.EVAL_PERIOD if cfg.DATASETS.TEST else 0,
             self._evaluate,
             EvaluationLog(folder / "evaluations.json"),
             self._keep_best,

@@ -24,12 +24,24 @@ _LOSSES = ("total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls"
 def read_metrics(file: Path) -> list[dict]:
     """Read a run's `metrics.json`, one JSON object a line, each with its `iteration`.
 
+    A last line without its end, of a run that was killed while it wrote, is left out.
+
     Raises:
         UserError: if the file is absent, empty or not JSON lines.
     """
+    metrics = []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        metrics = [json.loads(line) for line in lines]
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                if number == len(lines) and not line.endswith("\n"):
+                    break
+                raise
+            if not (isinstance(row, dict) and isinstance(row.get("iteration"), int)):
+                raise ValueError(f"line {number} has no iteration")
+            metrics.append(row)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is not a readable metrics.json: {error}") from error
     if not metrics:
