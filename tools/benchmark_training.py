@@ -2,7 +2,9 @@
 """Time a CPU training iteration against Detectron2's own loop over its own ResNet, in turn.
 
 Both sides start from the same random weights and random frozen BN statistics, see the same images
-of the embedded shapes, and draw the same random numbers, so that their losses can be compared.
+of the embedded shapes, and draw the same random numbers, so that their losses can be compared. The
+RPN keeps 500 proposals an image, all of which the 512 places of a batch hold: sampled from more,
+two proposals whose scores differ by rounding alone would swap places and draw different samples.
 
 python tools/benchmark_training.py --size 320 --iterations 20 --runs 3
 """
@@ -30,7 +32,6 @@ from resnext_det import get_cfg
 from resnext_det.data.shapes import IMAGE_SIZE, draw_image
 from resnext_det.engine.step import TrainingStep
 from resnext_det.engine.trainer import Trainer
-from resnext_det.modeling.fast import accelerate
 from resnext_det.quiet import silence_deprecations
 from resnext_det.randomness import ITERATION, seed_everything
 
@@ -114,7 +115,7 @@ def build_sides(cfg: CfgNode, run: int, batches: list[list[dict]]) -> dict[str, 
     sides = {DETECTRON2: Side(trainer, build_lr_scheduler(theirs, optimizer))}
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for name, precision in ((FLOAT32, None), (BFLOAT16, torch.bfloat16)):
-        model = accelerate(Trainer.build_model(cfg))
+        model = Trainer.build_model(cfg)
         model.load_state_dict(weights)
         optimizer = Trainer.build_optimizer(cfg, model)
         trainer = TrainingStep(model.train(), batches, optimizer, precision=precision, seed=run)
@@ -183,6 +184,7 @@ def main() -> None:
     cfg.MODEL.DEVICE = "cpu"
     cfg.SOLVER.BASE_LR *= args.batch / cfg.SOLVER.IMS_PER_BATCH
     cfg.SOLVER.IMS_PER_BATCH = args.batch
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 500
     print(
         f"{CONFIG}, {args.batch} x 3 x {args.size} x {args.size}, {torch.get_num_threads()} "
         f"threads, torch {torch.__version__}, medians of {args.runs} runs of {args.iterations} "

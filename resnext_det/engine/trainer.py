@@ -21,6 +21,7 @@ from ..config import check_keys
 from ..data import NamingDatasetMapper
 from ..errors import UserError
 from ..evaluation import build_coco_evaluator, evaluation_folder
+from ..modeling.fast import accelerate
 from ..weights import StrictCheckpointer, settings_of
 from .averaging import AverageWeights
 from .checks import refuse_frozen_random_layers
@@ -167,11 +168,7 @@ class Trainer(DefaultTrainer):
         elif is_out_of_memory(error):
             message = explain_out_of_memory(self._situation(), self._trainer.accumulate)
             raise UserError(message) from error
-        elif isinstance(error, OSError) and error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-        ):
+        elif isinstance(error, OSError) and error.errno in _DISK_FULL:
             raise UserError(
                 f"{error.filename or self.cfg.OUTPUT_DIR} cannot be written: {error.strerror}"
             ) from error
@@ -275,21 +272,22 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model in the memory format that `MODEL.MEMORY_FORMAT` names.
+        """Build the model, in the memory format that `MODEL.MEMORY_FORMAT` names.
 
         "auto" is channels_last on a CPU, in which grouped convolutions are faster. Detectron2's
-        keypoint loss takes only contiguous maps, so there keypoint models stay as they are.
+        keypoint loss takes only contiguous maps, so there keypoint models stay as they are. On a
+        CPU `MODEL.FAST_LAYERS` lets `accelerate` change the model.
         """
         try:
             model = super().build_model(cfg)
         except ValueError as error:
             raise UserError(f"the config's network cannot be built: {error}") from error
-        on_cpu = cfg.MODEL.DEVICE == "cpu" and not cfg.MODEL.KEYPOINT_ON
+        on_cpu = cfg.MODEL.DEVICE == "cpu"
         if cfg.MODEL.MEMORY_FORMAT == "channels_last" or (
-            cfg.MODEL.MEMORY_FORMAT == "auto" and on_cpu
+            cfg.MODEL.MEMORY_FORMAT == "auto" and on_cpu and not cfg.MODEL.KEYPOINT_ON
         ):
             model = model.to(memory_format=torch.channels_last)
-        return model
+        return accelerate(model) if on_cpu and cfg.MODEL.FAST_LAYERS else model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

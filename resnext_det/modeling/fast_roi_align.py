@@ -171,8 +171,8 @@ def roi_align(
         aligned: shift by half a pixel, as ROIAlignV2 does.
 
     Returns:
-        (M, C, *output_size) in channels_last order and the features' type; None for boxes so large
-        that their weights would take gigabytes.
+        (M, C, *output_size) in the features' type and memory format; None for boxes so large that
+        their weights would take gigabytes.
     """
     kind = features[0].dtype
     exact = torch.promote_types(kind, torch.float32)
@@ -202,7 +202,9 @@ def roi_align(
         share = 1 / grid.prod(1).clamp(min=1).to(exact)
         pixels, weights, offsets = _expand(y, x, base, size[:, 1], share)
     out = _WeightedSums.apply(rows.to(exact), pixels, weights, offsets)
-    return out.to(kind).view(len(boxes), *output_size, channels).permute(0, 3, 1, 2)
+    out = out.to(kind).view(len(boxes), *output_size, channels).permute(0, 3, 1, 2)
+    is_last = features[0].is_contiguous(memory_format=torch.channels_last)
+    return out if is_last else out.contiguous()
 
 
 class FastROIPooler(ROIPooler):
@@ -213,7 +215,7 @@ class FastROIPooler(ROIPooler):
     """
 
     def forward(self, x: list[Tensor], box_lists: list) -> Tensor:
-        """See `ROIPooler.forward`; the result is in channels_last order."""
+        """See `ROIPooler.forward`."""
         untraced = not (torch.jit.is_tracing() or torch.compiler.is_compiling())
         pooled = None
         if untraced and x[0].device.type == "cpu" and len(box_lists) == len(x[0]) > 0:
