@@ -171,8 +171,10 @@ def test_a_detector_has_the_same_losses_and_gradients(kind, memory_format):
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=1e-6)
     assert gradients.keys() == expected_gradients.keys()
+    # some are zero but for rounding, as that of a bias before a softmax
+    smallest = 1e-4 * max(value.norm() for value in expected_gradients.values())
     for name, value in expected_gradients.items():
-        error = (gradients[name] - value).norm() / value.norm().clamp(min=1e-6)
+        error = (gradients[name] - value).norm() / value.norm().clamp(min=smallest)
         assert error < 1e-2, name  # rounding turns some ReLUs
 
 
