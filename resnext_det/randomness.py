@@ -30,7 +30,7 @@ def seed_for(seed: int, *purpose: int) -> int:
 
 
 def seed_everything(seed: int, *purpose: int) -> None:
-    """Seed torch (all devices), NumPy and `random` of this process for one use."""
+    """Seed torch (all devices), NumPy and `random` of this process for one use; see `seed_for`."""
     derived = seed_for(seed, *purpose)
     random.seed(derived)
     np.random.seed(derived % 2**32)

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
-from ..randomness import IMAGE, seed_everything
+from ..randomness import IMAGE, seed_everything, seed_for
 
 Place = tuple[int, int]  # position in the stream, index in the data set
+SeededIndex = tuple[int, int]  # seed of the image's augmentation, index in the data set
 
 
-class BatchStream(Sampler[list[Place]]):
+class BatchStream(Sampler[list[SeededIndex]]):
     """Endless batches of this process, for `DataLoader(batch_sampler=...)`.
 
     Attributes:
@@ -50,14 +51,15 @@ class BatchStream(Sampler[list[Place]]):
         self.seed = seed
         self.start = 0
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[SeededIndex]]:
         processes, rank = comm.get_world_size(), comm.get_rank()
         share = self._images // processes
         size = share // self._accumulate
         for batch in itertools.islice(self.iterations(), self.start, None):
             own = batch[rank * share : (rank + 1) * share]
             for first in range(0, share, size):
-                yield own[first : first + size]
+                part = own[first : first + size]
+                yield [(seed_for(self.seed, IMAGE, position), index) for position, index in part]
 
     def iterations(self) -> Iterator[list[Place]]:
         """The images of iteration 0, 1, 2, ... over all processes."""
@@ -71,22 +73,17 @@ class BatchStream(Sampler[list[Place]]):
 
 
 class SeededDataset(Dataset):
-    """Draws an image's augmentation from the run's seed and the image's place in the stream."""
+    """Another data set, whose augmentation draws from the seed that comes with each index."""
 
-    def __init__(self, dataset: Dataset, stream: BatchStream) -> None:
-        """
-        Args:
-            dataset: indexed by the stream's indices.
-            stream: its seed counts.
-        """
-        self._dataset, self._stream = dataset, stream
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, place: Place) -> dict:
-        position, index = place
-        seed_everything(self._stream.seed, IMAGE, position)
+    def __getitem__(self, place: SeededIndex) -> dict:
+        seed, index = place
+        seed_everything(seed)
         return self._dataset[index]
 
 

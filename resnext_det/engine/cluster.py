@@ -21,7 +21,6 @@ class Place:
         local_rank: of those on this machine, which is the GPU that it takes.
         local_processes: how many those are.
         url: where the processes meet, for `torch.distributed`; torchrun's is in its variables.
-        restarts: how often the job was started again after a failure or a preemption.
     """
 
     rank: int
@@ -29,7 +28,6 @@ class Place:
     local_rank: int
     local_processes: int
     url: str
-    restarts: int = 0
 
 
 def place_of_process(
@@ -64,6 +62,12 @@ def place_of_process(
     return None
 
 
+def is_restarted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun or Slurm has started the job again, after a failure or a preemption."""
+    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(environment.get(count, "0") not in ("", "0") for count in counts)
+
+
 def _of_torchrun(environment: Mapping[str, str]) -> Place:
     return Place(
         rank=int(environment["RANK"]),
@@ -71,7 +75,6 @@ def _of_torchrun(environment: Mapping[str, str]) -> Place:
         local_rank=int(environment.get("LOCAL_RANK", 0)),
         local_processes=int(environment.get("LOCAL_WORLD_SIZE", 1)),
         url="env://",
-        restarts=int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)),
     )
 
 
@@ -91,7 +94,6 @@ def _of_slurm(environment: Mapping[str, str], tasks: int) -> Place:
         local_rank=int(environment["SLURM_LOCALID"]),
         local_processes=_tasks_on_node(on_node, int(environment.get("SLURM_NODEID", 0)), tasks),
         url=f"tcp://{address}:{port}",
-        restarts=int(environment.get("SLURM_RESTART_COUNT", 0)),
     )
 
 

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from ..weights import StrictCheckpointer, settings_of
 from .record import add_start, describe_start
-from .results import set_aside_metrics, write_results
+from .results import set_aside_run, write_results
 from .schedule import Reference
 from .setup import prepare
 from .trainer import Trainer
@@ -79,9 +79,10 @@ def _train(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
     trainer = Trainer(cfg)
     trainer.reference = Reference.read(args.config_file)
     trainer.resume_or_load(resume=args.resume)
+    comm.synchronize()  # all have read their weights
     if comm.is_main_process():
         if not args.resume:
-            set_aside_metrics(folder)
+            set_aside_run(folder)
         datasets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         start = describe_start(
             datasets, seed=trainer.seed, device=cfg.MODEL.DEVICE, changes=args.config_changes

@@ -19,7 +19,7 @@ from detectron2.utils import comm
 
 from ..errors import UserError, user_message
 from ..quiet import silence_deprecations
-from .cluster import Place, place_of_process
+from .cluster import Place, is_restarted, place_of_process
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ def run_job(job: Job, args: argparse.Namespace) -> int:
         An exit status: 0, or 1 after a user's mistake or a process's death, whose one line went to
         stderr.
     """
+    args.restarted = getattr(args, "restarted", False) or is_restarted()
     try:
         place = place_of_process(own_processes=args.num_gpus)
         if place is not None:
@@ -189,7 +190,6 @@ def _run_in_cluster(job: Job, args: argparse.Namespace, place: Place) -> None:
         ) from error
     try:
         comm.create_local_process_group(place.local_processes)
-        args.restarted = place.restarts > 0
         _in_process(job, args)
     finally:
         dist.destroy_process_group()

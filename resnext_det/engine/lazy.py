@@ -22,7 +22,7 @@ from .job import format_results
 from .launch import custom_pairs
 from .lazy_config import check_lazy_config, lazy_settings, load_lazy_config, without_sync_bn_in
 from .progress import progress_bar, run_writers
-from .results import set_aside_metrics, write_results
+from .results import set_aside_run, write_results
 from .resuming import announce_start, choose_checkpoint, forget_after
 from .setup import set_up_logs
 from .step import NonFiniteLossError, TrainingStep
@@ -98,11 +98,12 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool = False) -> dict | 
     if not resume and not cfg.train.init_checkpoint:
         refuse_frozen_random_layers(model, "freeze_at of the backbone")
 
+    comm.synchronize()  # all have read their weights
     if comm.is_main_process():
         if resume:
             forget_after(folder / "metrics.json", start)
         else:
-            set_aside_metrics(folder)
+            set_aside_run(folder)
     results = {}
 
     def test() -> dict:

@@ -41,7 +41,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     )
     dataset = SkippingDataset(DatasetFromList(records, copy=False), mapper, skipped)
     return DataLoader(
-        SeededDataset(dataset, stream),
+        SeededDataset(dataset),
         batch_sampler=stream,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,

@@ -1,10 +1,20 @@
 """A run's results on disk."""
 
+import itertools
 import json
+import logging
 import math
+import re
 from pathlib import Path
 
 from ..atomic import replacing
+
+logger = logging.getLogger(__name__)
+
+_OF_A_RUN = re.compile(
+    r"(metrics|results|evaluations|run|nan_batch)\.json|last_checkpoint|nan_batch\.pth"
+    r"|model_(\d{7,}|final|final_ema|best)\.pth"
+)
 
 
 def write_results(results: dict, path: Path) -> None:
@@ -21,9 +31,17 @@ def write_results(results: dict, path: Path) -> None:
         temporary.write_text(json.dumps(clean(results), indent=2) + "\n", encoding="utf-8")
 
 
-def set_aside_metrics(output_dir: Path) -> None:
-    """Keep the curves and results of an earlier run in the same folder out of a new run's files."""
-    for name in ("metrics", "results"):
-        file = output_dir / f"{name}.json"
-        if file.is_file():
-            file.replace(file.with_name(f"{name}.previous.json"))
+def set_aside_run(output_dir: Path) -> None:
+    """Move an earlier run's curves, results and checkpoints to `previous-1`, or the next number.
+
+    So that nothing takes them for those of the run that begins.
+    """
+    found = [f for f in output_dir.glob("*") if _OF_A_RUN.fullmatch(f.name)]
+    if not found:
+        return
+    numbers = itertools.count(1)
+    folder = next(f for n in numbers if not (f := output_dir / f"previous-{n}").exists())
+    folder.mkdir()
+    for file in found:
+        file.replace(folder / file.name)
+    logger.warning("%s held a run, which is in %s now", output_dir, folder)

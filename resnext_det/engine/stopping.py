@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 import torch
@@ -90,13 +91,17 @@ class StopOnSignal(HookBase):
 
 
 class StoppableEvaluator(DatasetEvaluator):
-    """Another evaluator that a signal ends between two images."""
+    """Another evaluator that a signal ends between two images.
 
-    def __init__(self, evaluator: DatasetEvaluator, signals: StopSignals) -> None:
-        self._evaluator, self._signals = evaluator, signals
+    That one is built when it begins: after the loader, by which a data set may be made or moved.
+    """
+
+    def __init__(self, build: Callable[[], DatasetEvaluator], signals: StopSignals) -> None:
+        self._build, self._signals = build, signals
 
     def reset(self) -> None:
         """See `DatasetEvaluator`."""
+        self._evaluator = self._build()
         self._evaluator.reset()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:

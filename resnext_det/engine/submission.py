@@ -73,7 +73,7 @@ class SubmittedTask:
 
     def _run(self) -> int:
         args = argument_parser().parse_args(self.words)
-        args.restarted = self.restarted or int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+        args.restarted = self.restarted
         before, sys.argv = sys.argv, [_COMMAND, *self.words]  # what reports and records show
         try:
             return run_job(self._train, args)

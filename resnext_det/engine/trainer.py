@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import weakref
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -247,7 +248,7 @@ class Trainer(DefaultTrainer):
 
     def _evaluate(self) -> dict:
         evaluators = [
-            StoppableEvaluator(self.build_evaluator(self.cfg, name), self._signals)
+            StoppableEvaluator(partial(self.build_evaluator, self.cfg, name), self._signals)
             for name in self.cfg.DATASETS.TEST
         ]
         with self._average.in_use() if self._average else contextlib.nullcontext():

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ def _main(words: tuple[str, ...], datasets: Path, console: Path) -> None:
             os.dup2(file.fileno(), descriptor)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
+    sys.argv = ["tools/train_net.py", *words]
     small_shapes(datasets)
     raise SystemExit(run_job(train_or_evaluate, argument_parser().parse_args(words)))
 

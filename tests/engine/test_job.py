@@ -52,11 +52,15 @@ def test_it_trains_evaluates_and_writes_its_files(job, tmp_path):
 
 
 def test_a_new_run_in_an_old_folder_starts_new_curves(job, tmp_path):
+    output = tmp_path / "output"
     for _ in range(2):
         assert job(*FAST) == 0
-    output = tmp_path / "output"
-    for name in ("metrics.json", "metrics.previous.json"):
+    (output / "model_of_mine.pth").touch()
+    assert job(*FAST) == 0
+    for name in ("metrics.json", "previous-1/metrics.json", "previous-2/metrics.json"):
         assert [json.loads(line)["iteration"] for line in (output / name).open()] == [1, 2]
+    assert (output / "previous-1/model_final.pth").is_file()
+    assert not (output / "previous-1/model_of_mine.pth").exists()
 
 
 def test_a_checkpoint_evaluates_alone_to_the_same_results(job, tmp_path):
