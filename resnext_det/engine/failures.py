@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
@@ -168,17 +168,16 @@ def _shown(value: object) -> str:
 
 
 def pack_batch(batch: Sequence[Mapping]) -> list[dict]:
-    """Turn a model's training inputs into tensors, numbers and text, which load without code.
-
-    Masks and keypoints are left out.
-    """
+    """Turn a model's training inputs into tensors, numbers and text, which load without code."""
     packed = []
     for item in batch:
         plain = {k: v for k, v in item.items() if isinstance(v, (str, int, float, torch.Tensor))}
         if (instances := item.get("instances")) is not None:
             plain["image_size"] = list(instances.image_size)
-            plain["gt_boxes"] = instances.gt_boxes.tensor
-            plain["gt_classes"] = instances.gt_classes
+            for name, value in instances.get_fields().items():
+                if isinstance(value, PolygonMasks):
+                    value = [[torch.from_numpy(p) for p in each] for each in value.polygons]
+                plain[name] = getattr(value, "tensor", value)
         packed.append(plain)
     return packed
 
@@ -188,13 +187,22 @@ def unpack_batch(packed: Sequence[Mapping]) -> list[dict]:
     batch = []
     for item in packed:
         item = dict(item)
-        if "gt_boxes" in item:
+        if "image_size" in item:
             instances = Instances(tuple(item.pop("image_size")))
-            instances.gt_boxes = Boxes(item.pop("gt_boxes"))
-            instances.gt_classes = item.pop("gt_classes")
+            for name in [key for key in item if key.startswith("gt_")]:
+                instances.set(name, _structured(name, item.pop(name)))
             item["instances"] = instances
         batch.append(item)
     return batch
+
+
+def _structured(name: str, value: Tensor | list) -> object:
+    if name == "gt_masks":
+        if isinstance(value, Tensor):
+            return BitMasks(value)
+        return PolygonMasks([[polygon.numpy() for polygon in each] for each in value])
+    kinds = {"gt_boxes": Boxes, "gt_keypoints": Keypoints}
+    return kinds.get(name, lambda plain: plain)(value)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

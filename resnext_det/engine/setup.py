@@ -209,6 +209,8 @@ def set_up_logs(output_dir: str) -> None:
     for handler in ours.handlers:
         if getattr(handler, "stream", None) is sys.stdout:
             handler.setLevel(logging.INFO)
+        else:
+            handler.handleError = _ignore  # a full disk, which ends the run in its own words
     console = logging.StreamHandler(sys.stdout)
     console.setLevel(logging.WARNING)
     # a traceback goes to the log file; on the console the error itself is the last word
@@ -216,8 +218,14 @@ def set_up_logs(output_dir: str) -> None:
     console.setFormatter(logging.Formatter("%(name)s %(levelname)s: %(message)s"))
     for name in ("detectron2", "fvcore"):
         theirs = setup_logger(output_dir, rank, name=name, configure_stdout=False)
+        for handler in theirs.handlers:
+            handler.handleError = _ignore
         if rank == 0 and console not in theirs.handlers:
             theirs.addHandler(console)
+
+
+def _ignore(_: logging.LogRecord) -> None:
+    """Print nothing about a line of the log file that could not be written."""
 
 
 def _write_config(cfg: CfgNode) -> None:
