@@ -1,6 +1,7 @@
 """Start one process per GPU, or per CPU worker, and report a user's mistake in one line."""
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -157,6 +158,8 @@ def _in_process(job: Job, args: argparse.Namespace) -> None:
         _share_cores(comm.get_local_size())
     silence_deprecations()
     job(args)
+    if dist.is_initialized():
+        _leave_others()
 
 
 def _share_cores(processes: int) -> None:
@@ -188,11 +191,15 @@ def _run_in_cluster(job: Job, args: argparse.Namespace, place: Place) -> None:
             f"process {place.rank} of {place.processes} cannot meet the others at {place.url}: "
             f"{reason}"
         ) from error
-    try:
-        comm.create_local_process_group(place.local_processes)
-        _in_process(job, args)
-    finally:
-        dist.destroy_process_group()
+    comm.create_local_process_group(place.local_processes)
+    _in_process(job, args)
+
+
+def _leave_others() -> None:
+    """End gloo's threads while Python is there still; one that it meets as it ends crashes it."""
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()  # of trainers, whose DDP holds the group
+    dist.destroy_process_group()
 
 
 def _check_processes(args: argparse.Namespace) -> None:
