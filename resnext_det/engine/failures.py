@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils import comm
@@ -272,6 +273,15 @@ def explain_dead_worker(error: BaseException) -> str | None:
         f"a data worker died ({text[:200]}), most often for want of memory: lower "
         "DATALOADER.NUM_WORKERS, then go on with --resume"
     )
+
+
+def explain_lost_process(error: BaseException) -> str | None:
+    """One line where another process of the job cannot be reached; None for anything else."""
+    text = " ".join(str(error).split())
+    lost = isinstance(error, dist.DistError) or "/gloo/" in text
+    if not isinstance(error, RuntimeError) or not lost:
+        return None
+    return f"another process of the job died, or cannot be reached ({text[:200]})"
 
 
 def replay(file: Path, model: nn.Module) -> dict[str, float]:

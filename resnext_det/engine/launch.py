@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +19,7 @@ import torch.multiprocessing as mp
 from detectron2.engine import default_argument_parser
 from detectron2.engine.launch import DEFAULT_TIMEOUT, _distributed_worker, _find_free_port
 from detectron2.utils import comm
+from torch.distributed.rendezvous import rendezvous
 
 from ..errors import UserError, user_message
 from ..quiet import silence_deprecations
@@ -28,6 +31,8 @@ Job = Callable[[argparse.Namespace], object]
 
 # After a process has died: the others notice by themselves, or are told, and then are killed.
 _GRACE_SECONDS = 15
+
+_TIMEOUT = timedelta(minutes=30)  # to meet, and of each exchange
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -180,10 +185,10 @@ def _run_in_cluster(job: Job, args: argparse.Namespace, place: Place) -> None:
     try:
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            init_method=place.url,
+            store=_meet(place),
             rank=place.rank,
             world_size=place.processes,
-            timeout=timedelta(minutes=30),
+            timeout=_TIMEOUT,
         )
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -193,6 +198,30 @@ def _run_in_cluster(job: Job, args: argparse.Namespace, place: Place) -> None:
         ) from error
     comm.create_local_process_group(place.local_processes)
     _in_process(job, args)
+
+
+def _meet(place: Place) -> dist.Store:
+    """The processes' common store, in which nothing is left of an earlier attempt.
+
+    torchrun keeps one store for all its restarts, with the addresses of processes that have died.
+    """
+    meeting = rendezvous(place.url, place.rank, place.processes, timeout=_TIMEOUT)
+    store = next(meeting)[0]
+    key = "resnext_det/attempt"
+    if place.rank > 0:
+        attempt = store.get(key).decode()
+        store.add(f"{attempt}/arrived", 1)
+        return dist.PrefixStore(attempt, store)
+    store.delete_key(key)
+    attempt = f"{key}/{uuid.uuid4().hex}"
+    store.set(key, attempt)
+    end = time.monotonic() + _TIMEOUT.total_seconds()
+    while store.add(f"{attempt}/arrived", 0) < place.processes - 1:
+        if time.monotonic() > end:
+            raise RuntimeError(f"not all came within {_TIMEOUT}")
+        time.sleep(0.05)
+    store.delete_key(key)
+    return dist.PrefixStore(attempt, store)
 
 
 def _leave_others() -> None:

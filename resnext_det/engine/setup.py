@@ -96,7 +96,9 @@ def _note_changes(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     folder = Path(cfg.OUTPUT_DIR)
     begun = comm.all_gather((folder / "last_checkpoint").is_file())[0]
-    if getattr(args, "restarted", False) and begun and not args.eval_only:
+    # torchrun counts restarts for each machine by itself
+    restarted = any(comm.all_gather(getattr(args, "restarted", False)))
+    if restarted and begun and not args.eval_only:
         args.resume = True
         logger.info("the job was started again: going on from its checkpoint")
     args.config_changes = config_changes(folder, cfg) if args.resume and begun else []

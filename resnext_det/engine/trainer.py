@@ -30,6 +30,7 @@ from .evaluations import Evaluation, EvaluationLog
 from .failures import (
     Situation,
     explain_dead_worker,
+    explain_lost_process,
     explain_non_finite,
     explain_out_of_memory,
     is_out_of_memory,
@@ -164,8 +165,8 @@ class Trainer(DefaultTrainer):
         worker = explain_dead_worker(error)
         if worker and self._signals.received:  # it was signalled as well
             self._stop(TrainingStopped(f"stopped by {self._signals.received.name}", resumable=True))
-        elif worker:
-            raise UserError(worker) from error
+        elif message := worker or explain_lost_process(error):
+            raise UserError(message) from error
         elif is_out_of_memory(error):
             message = explain_out_of_memory(self._situation(), self._trainer.accumulate)
             raise UserError(message) from error
