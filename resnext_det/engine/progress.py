@@ -110,6 +110,8 @@ class ProgressBar(HookBase):
         names = ("total_loss", "lr", "data", "images/s", "memory")
         self._bar.set_postfix({n: shown[n] for n in names if n in shown}, refresh=False)
         self._bar.update()
+        if self.trainer.iter + 1 == self.trainer.max_iter:
+            self._bar.close()  # before what the evaluation says
 
     def after_train(self) -> None:
         """Leave its last state on the terminal."""

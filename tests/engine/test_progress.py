@@ -1,11 +1,14 @@
 """What a run shows: a line in a log, a bar on a terminal, and its files."""
 
+import fcntl
 import json
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -45,9 +48,9 @@ def test_a_terminal_sees_a_bar_and_no_lines(tmp_path, monkeypatch):
         "DETECTRON2_DATASETS": str(tmp_path / "datasets"),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
-        "COLUMNS": "200",
     }
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
     job = subprocess.Popen(
         [sys.executable, str(REPO / "tools/train_net.py"), *words],
         stdout=theirs,
