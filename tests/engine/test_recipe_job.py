@@ -163,7 +163,7 @@ def test_a_flipped_field_is_named_and_the_lines_mend_it(flip, suffix, converted,
     assert_not_begun(out)
     status, out, error = run(pasted(tree, lines))
     assert (status, error) == (0, "")
-    assert "iter: 0" in out
+    assert "iter: 1/" in out
 
 
 def test_all_fields_are_named_at_once_and_mended_at_once(converted, run):
@@ -406,7 +406,7 @@ def test_a_python_config_gets_assignments_to_paste(flip, converted, run_python):
     assert_not_begun(out)
     status, out, error = run_python(text + lines)
     assert (status, error) == (0, "")
-    assert "iter: 0" in out
+    assert "iter: 1/" in out
 
 
 def test_a_python_config_of_another_kind_of_network_gets_assignments_too(converted, run_python):
