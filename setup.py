@@ -33,7 +33,7 @@ setup(
     # Detectron2 itself is absent: it has no release on PyPI under its own name.
     # `python -m resnext_det.doctor` prints the command that installs it.
     install_requires=[
-        "torch>=2.1",
+        "torch>=2.6",
         "torchvision",
         "numpy",
         "pillow",

@@ -16,7 +16,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 # import name -> pip requirement; the bounds are Detectron2's (see setup.py)
 _REQUIREMENTS = {
-    "torch": "torch>=2.1",
+    "torch": "torch>=2.6",
     "torchvision": "torchvision",
     "fvcore": "fvcore>=0.1.5,<0.1.6",
     "iopath": "iopath>=0.1.7",

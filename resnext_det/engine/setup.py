@@ -103,6 +103,9 @@ def _note_changes(cfg: CfgNode, args: argparse.Namespace) -> None:
         logger.info("the job was started again: going on from its checkpoint")
     args.config_changes = config_changes(folder, cfg) if args.resume and begun else []
     comm.synchronize()  # before the main process writes the new one
+    if comm.is_main_process() and not (args.resume or args.eval_only):
+        # an earlier run's: this one, started again before its first, must not go on from it
+        (folder / "last_checkpoint").unlink(missing_ok=True)
     if args.config_changes and not args.eval_only:
         logger.warning("the config has changed:\n  %s", "\n  ".join(args.config_changes))
 

@@ -7,7 +7,14 @@ import torch
 
 import resnext_det
 from resnext_det.data import shapes
-from resnext_det.engine import Trainer, argument_parser, check_config, run_job, train_or_evaluate
+from resnext_det.engine import (
+    Trainer,
+    argument_parser,
+    check_config,
+    prepare,
+    run_job,
+    train_or_evaluate,
+)
 from resnext_det.engine.results import write_results
 from resnext_det.errors import UserError, user_message
 from tests.helpers import needs_tiny_coco, write_coco_subset
@@ -61,6 +68,16 @@ def test_a_new_run_in_an_old_folder_starts_new_curves(job, tmp_path):
         assert [json.loads(line)["iteration"] for line in (output / name).open()] == [1, 2]
     assert (output / "previous-1/model_final.pth").is_file()
     assert not (output / "previous-1/model_of_mine.pth").exists()
+
+
+def test_a_new_run_started_again_before_its_first_checkpoint_leaves_the_old_one(job, tmp_path):
+    assert job(*FAST) == 0
+    words = ["--config-file", QUICK, *FAST, "OUTPUT_DIR", str(tmp_path / "output")]
+    prepare(argument_parser().parse_args(words))  # and is killed
+    args = argument_parser().parse_args(words)
+    args.restarted = True
+    prepare(args)
+    assert not args.resume
 
 
 def test_a_checkpoint_evaluates_alone_to_the_same_results(job, tmp_path):
