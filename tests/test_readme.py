@@ -26,8 +26,10 @@ def test_its_python_example_runs(tmp_path):
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
 
 
-def test_its_train_net_commands_parse():
-    shell = "\n".join(text for language, text in BLOCKS if language == "sh").replace("\\\n", " ")
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+def test_its_train_net_commands_parse(page):
+    blocks = re.findall(r"```sh\n(.*?)```", (REPO / page).read_text(), flags=re.DOTALL)
+    shell = "\n".join(blocks).replace("\\\n", " ")
     commands = re.findall(r"tools/train_net\.py (.*)", shell)
     assert len(commands) >= 3
     for command in commands:
