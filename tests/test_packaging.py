@@ -40,7 +40,7 @@ def test_the_doctor_names_what_is_missing_and_the_commands(bare_python, tmp_path
     assert done.stderr == ""
     missing = [line.split()[0] for line in done.stdout.split("\n") if line.endswith("MISSING")]
     assert {"torch", "torchvision", "fvcore", "pycocotools", "Detectron2"} <= set(missing)
-    assert f"{bare_python} -m pip install 'torch>=2.1'" in done.stdout
+    assert f"{bare_python} -m pip install 'torch>=2.6'" in done.stdout
     assert "--require-hashes --only-binary=:all: --python-version 3.10" in done.stdout
 
 
