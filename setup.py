@@ -42,7 +42,9 @@ setup(
         "pycocotools",
         "yacs",
         "omegaconf<2.4",
+        "hotcoco>=1.3",
         "hydra-core",
+        "jinja2",
         "tabulate",
         "termcolor",
         "cloudpickle",
@@ -55,5 +57,9 @@ setup(
         "safetensors>=0.4",
         "setuptools<81",  # Detectron2 imports pkg_resources
     ],
-    extras_require={"slurm": ["submitit>=1.5"]},  # for tools/submit_slurm.py
+    extras_require={
+        "slurm": ["submitit>=1.5"],  # for tools/submit_slurm.py
+        "video": ["opencv-python-headless"],  # for tools/demo.py on videos
+        "web": ["starlette", "uvicorn"],  # for tools/webdemo.py
+    },
 )
