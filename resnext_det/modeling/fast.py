@@ -23,7 +23,8 @@ def accelerate(model: nn.Module) -> nn.Module:
 
     Parameters, buffers, their names and the results up to rounding stay the same; what cannot be
     made faster is left alone. Copies, DDP, and changes of mode, device or type work as before. Call
-    it before or after weights are loaded, and best on a model in channels_last.
+    it before or after weights are loaded, and best on a model in channels_last. A norm with hooks
+    is called as before. `torch.jit.script` cannot compile the changed modules; tracing can.
 
     Args:
         model: any module; other modules than these are not changed.
@@ -68,6 +69,8 @@ class FoldingConv2d(Conv2d):
 
 def _is_constant(norm: nn.Module | None) -> bool:
     """Whether a norm is y = scale * x + shift with numbers that do not depend on x."""
+    if norm is None or norm._forward_hooks or norm._forward_pre_hooks:  # which want to be called
+        return False
     if isinstance(norm, _BatchNorm):
         return not norm.training and norm.running_var is not None and norm.affine
     return isinstance(norm, FrozenBatchNorm2d)

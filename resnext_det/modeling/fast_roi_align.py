@@ -22,7 +22,9 @@ from detectron2.modeling.poolers import (
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_MAX_ENTRIES = 2**28  # pixels that all bins read; 12 bytes each, so that more would take GBs
+# pixels that all bins read, some 10 million in a large batch; with more torchvision needs less
+# memory and time
+_MAX_ENTRIES = 2**24
 
 
 @dataclasses.dataclass
@@ -220,7 +222,11 @@ class FastROIPooler(ROIPooler):
         pooled = None
         if untraced and x[0].device.type == "cpu" and len(box_lists) == len(x[0]) > 0:
             pooled = self._pool(x, box_lists)
-        return super().forward(x, box_lists) if pooled is None else pooled
+        if pooled is not None:
+            return pooled
+        if x[0].device.type == "cpu" and x[0].dtype != torch.float64:  # no half precision there
+            return super().forward([f.float() for f in x], box_lists).to(x[0].dtype)
+        return super().forward(x, box_lists)
 
     def _pool(self, x: list[Tensor], box_lists: list) -> Tensor | None:
         boxes = convert_boxes_to_pooler_format(box_lists)

@@ -1,5 +1,6 @@
 """The C4 head of the paper's detectors: conv5 runs on each region (Appendix B, after [14])."""
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
@@ -12,9 +13,14 @@ from .resnext import block_options_from_config, make_resnext_stage, variant_from
 
 
 class _RoIPool(RoIPool):
-    """torchvision's `RoIPool` for features of any type; Detectron2's boxes are always float32."""
+    """torchvision's `RoIPool` for features of any type; Detectron2's boxes are always float32.
+
+    On a CPU torchvision pools no half precision, and in bfloat16 boxes would move by pixels.
+    """
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        if input.dtype == torch.bfloat16 or (input.dtype == torch.half and not input.is_cuda):
+            return super().forward(input.float(), rois.float()).to(input.dtype)
         return super().forward(input, rois.to(input.dtype))
 
 

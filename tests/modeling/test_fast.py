@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 from resnext_det import get_cfg
 from resnext_det.modeling.fast import FastROIPooler, FoldingConv2d, accelerate
@@ -182,3 +183,24 @@ def test_detectron2s_classes_are_as_they_were():
     accelerate(Conv2d(4, 4, 1, norm=FrozenBatchNorm2d(4)))
     assert type(Conv2d(4, 4, 1, norm=FrozenBatchNorm2d(4))) is Conv2d
     assert type(ROIPooler((7, 7), (1 / 4,), 0, "ROIAlign").level_poolers[0]) is ROIAlign
+
+
+def test_a_norm_with_a_hook_is_called():
+    layer = accelerate(nn.Sequential(Conv2d(4, 4, 3, norm=FrozenBatchNorm2d(4))))
+    seen = []
+    layer[0].norm.register_forward_hook(lambda *args: seen.append(args[2]))
+    out = layer(torch.rand(1, 4, 8, 8))
+    assert torch.equal(seen[0], out)
+
+
+def test_too_many_pixels_in_bfloat16_are_pooled_in_float32(monkeypatch):
+    """torchvision has no half precision on a CPU."""
+    monkeypatch.setattr("resnext_det.modeling.fast_roi_align._MAX_ENTRIES", 1)
+    pooler = accelerate(
+        nn.ModuleList([ROIPooler(4, scales=[0.25], sampling_ratio=0, pooler_type="ROIAlignV2")])
+    )[0]
+    features, boxes = torch.rand(1, 3, 16, 16), [Boxes(torch.tensor([[1.0, 2, 40, 50]]))]
+    half = features.bfloat16()
+    pooled = pooler([half], boxes)
+    assert pooled.dtype == torch.bfloat16
+    torch.testing.assert_close(pooled, pooler([half.float()], boxes).bfloat16(), rtol=0, atol=0)

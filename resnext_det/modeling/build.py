@@ -1,0 +1,42 @@
+"""Building a whole detector from a config, as training, evaluation and inference all run it."""
+
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+from ..errors import UserError
+from .fast import accelerate
+
+logger = logging.getLogger(__name__)
+
+
+def build_detector(cfg: CfgNode) -> nn.Module:
+    """Build the model on `MODEL.DEVICE`, in the memory format that `MODEL.MEMORY_FORMAT` names.
+
+    "auto" is channels_last on a CPU, in which grouped convolutions are faster. Detectron2's
+    keypoint loss takes only contiguous maps, so there keypoint models stay as they are. On a CPU
+    `MODEL.FAST_LAYERS` lets `accelerate` change the model.
+
+    Args:
+        cfg: with the keys of `add_resnext_config`.
+
+    Returns:
+        The model, with random weights, in training mode.
+
+    Raises:
+        UserError: if the config describes no network that can be built.
+    """
+    try:
+        model = build_model(cfg)
+    except ValueError as error:
+        raise UserError(f"the config's network cannot be built: {error}") from error
+    logger.debug("model:\n%s", model)
+    on_cpu = cfg.MODEL.DEVICE == "cpu"
+    if cfg.MODEL.MEMORY_FORMAT == "channels_last" or (
+        cfg.MODEL.MEMORY_FORMAT == "auto" and on_cpu and not cfg.MODEL.KEYPOINT_ON
+    ):
+        model = model.to(memory_format=torch.channels_last)
+    return accelerate(model) if on_cpu and cfg.MODEL.FAST_LAYERS else model
