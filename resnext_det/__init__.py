@@ -26,6 +26,7 @@ except ImportError as error:
 else:
     from .config import add_resnext_config, get_cfg, register_training_keys
     from .data import register_datasets
+    from .inference import Predictor
     from .modeling import (
         ResNeXt,
         ResNeXtRes5ROIHeads,
@@ -42,6 +43,7 @@ else:
     register_weights()
 
     __all__ = [
+        "Predictor",
         "ResNeXt",
         "ResNeXtRes5ROIHeads",
         "Variant",
