@@ -16,6 +16,7 @@ demo: setup
 	$(RUN) tools/train_net.py --config-file configs/quick/faster_rcnn_X26_8x4d_FPN.yaml \
 	    OUTPUT_DIR output/demo
 	$(RUN) tools/plot_run.py output/demo
+	$(RUN) tools/report.py output/demo
 
 # One thread per worker: two workers with two threads each fight over two cores.
 test: setup lint

@@ -29,7 +29,11 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["resnext_det", "resnext_det.*"]), *DATA],
     package_dir=DATA,
-    package_data={"": ["*.yaml", "*.txt"]},
+    package_data={
+        "": ["*.yaml", "*.txt"],
+        "resnext_det.inference": ["web_page.*"],
+        "resnext_det.report": ["templates/*"],
+    },
     # Detectron2 itself is absent: it has no release on PyPI under its own name.
     # `python -m resnext_det.doctor` prints the command that installs it.
     install_requires=[

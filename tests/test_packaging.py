@@ -87,6 +87,10 @@ def test_a_wheel_holds_every_config_and_no_foreign_top_level(wheel):
         assert f"resnext_det/configs/{config}.yaml" in names
     assert "resnext_det/configs/Base-RCNN-C4.yaml" in names
     assert "resnext_det/requirements/detectron2.txt" in names
+    for pattern in ("inference/web_page.*", "report/templates/*"):
+        files = [str(p.relative_to(REPO)) for p in (REPO / "resnext_det").glob(pattern)]
+        assert files
+        assert set(files) <= set(names)
     assert {n.split("/")[0].split("-")[0] for n in names} == {"resnext_det"}
 
 
