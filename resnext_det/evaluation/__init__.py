@@ -1,5 +1,6 @@
 """Evaluation on COCO and data sets of its kind."""
 
-from .coco import QuietCOCOEvaluator, build_coco_evaluator, evaluation_folder
+from .coco import build_coco_evaluator, evaluation_folder
+from .evaluator import CocoEvaluator
 
-__all__ = ["QuietCOCOEvaluator", "build_coco_evaluator", "evaluation_folder"]
+__all__ = ["CocoEvaluator", "build_coco_evaluator", "evaluation_folder"]

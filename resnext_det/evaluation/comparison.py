@@ -37,7 +37,8 @@ class Run:
     def points(self, key: str) -> list[tuple[int, float]]:
         """(iteration, value) of a metric, in the order of iterations; none where it has none."""
         values = {row["iteration"]: row[key] for row in self.metrics if key in row}
-        return sorted((i, v) for i, v in values.items() if v is not None and math.isfinite(v))
+        numbers = {i: v for i, v in values.items() if isinstance(v, (int, float))}
+        return sorted((i, v) for i, v in numbers.items() if math.isfinite(v))
 
     def last(self, key: str) -> float | None:
         """A metric's last value; None where it has none."""

@@ -49,6 +49,14 @@ def read_metrics(file: Path) -> list[dict]:
     return metrics
 
 
+def metrics_if_any(file: Path) -> list[dict]:
+    """Rows of `read_metrics`; none if there is no such file, or it is not readable."""
+    try:
+        return read_metrics(file)
+    except UserError:
+        return []
+
+
 def plot_curves(metrics: Sequence[Mapping], png: Path) -> None:
     """Plot losses, learning rate and AP against the iteration.
 

@@ -6,7 +6,7 @@ from detectron2 import model_zoo
 from omegaconf import DictConfig
 
 from resnext_det.data import NamingDatasetMapper
-from resnext_det.evaluation import QuietCOCOEvaluator
+from resnext_det.evaluation import CocoEvaluator
 
 
 def coco_dataloader(
@@ -42,9 +42,11 @@ def coco_dataloader(
     dataloader.train.mapper.image_format = "RGB"
     dataloader.train.mapper.use_instance_mask = "segm" in tasks
     dataloader.evaluator.update(
-        _target_=QuietCOCOEvaluator,
+        _target_=CocoEvaluator,
         tasks=list(tasks),
         output_dir="${train.output_dir}/inference",
-        use_fast_impl=False,
+        evaluator="hotcoco",
+        score=0.5,
+        limit=0,
     )
     return dataloader
