@@ -1,6 +1,7 @@
 """Detectron2's config with our few keys, the shipped config files, and errors for mistyped keys."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from detectron2.config.defaults import _C as DETECTRON2_DEFAULTS
 from .errors import UserError
 
 # Keys that Detectron2 lacks, with their defaults. At its default a key stays out of a saved
-# config.yaml, so that a plain run's file holds Detectron2's keys alone. These steer training only:
+# config.yaml, so that a plain run's file holds Detectron2's keys alone. These steer training and
+# evaluation only:
 TRAINING_KEYS = {
     "SOLVER.OPTIMIZER": "SGD",  # or "AdamW"
     "SOLVER.ACCUM_STEPS": 1,  # parts that a process's share of IMS_PER_BATCH is cut into
@@ -20,6 +22,9 @@ TRAINING_KEYS = {
     "SOLVER.EMA_DECAY": 0.0,  # of an average of the weights, e.g. 0.9998; 0 for none
     "SOLVER.EARLY_STOP_PATIENCE": 0,  # evaluations without a better one; 0 never stops early
     "DATALOADER.MAX_SKIPPED_IMAGES": 10,  # broken ones in training; 0 stops at the first
+    "TEST.COCO_EVALUATOR": "hotcoco",  # or "pycocotools": the same figures, far slower
+    "TEST.SCORE": 0.5,  # at which precision and recall of each class are measured
+    "TEST.NUM_IMAGES": 0,  # of each test set, its first; 0 for all
     # "auto" is channels_last on CPUs, where it was measured to be faster, or "contiguous"
     "MODEL.MEMORY_FORMAT": "auto",
     # faster convolutions with frozen BN and RoIAlign on CPUs, the same results up to rounding
@@ -123,7 +128,7 @@ def load_config(
     cfg = get_cfg()
     cfg.MODEL.WEIGHTS = _NOT_SAID  # till the file or an override says it
     try:
-        _refuse_repeated_keys(path)
+        _refuse_unclear_keys(path)
         cfg.merge_from_file(str(path), allow_unsafe=False)  # YAML tags could run code
     except RecursionError as error:
         raise UserError(f"{path}: its _BASE_ files name each other in a circle") from error
@@ -142,7 +147,7 @@ def load_config(
     return cfg
 
 
-def _refuse_repeated_keys(path: Path) -> None:
+def _refuse_unclear_keys(path: Path) -> None:
     """YAML keeps the last of two equal keys: pasted lines would hide a whole MODEL block above."""
     nodes = [yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)]
     while nodes:
@@ -157,6 +162,8 @@ def _refuse_repeated_keys(path: Path) -> None:
                     f"{key.value} stands in line {lines[key.value]} and again in line "
                     f"{line}: YAML would keep only the second; put what is below them together"
                 )
+            if key.value == "WEIGHT":  # Detectron2 would take the file for one of another version
+                raise UserError(f"line {line}: there is no key MODEL.WEIGHT; write WEIGHTS")
             lines[key.value] = line
             nodes.append(value)
 
@@ -205,6 +212,9 @@ def _apply_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         if key not in known:
             raise UserError(f"unknown config key {key!r}{suggest(key, known)}")
+        node, leaf = _locate(cfg, key)
+        if isinstance(node[leaf], float) and re.fullmatch(r"[+-]?\d+", value):
+            value += ".0"  # yacs takes no whole number for a float
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError) as error:
@@ -217,6 +227,9 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
     prefix = "Non-existent config key: "
     if text.startswith(prefix):
         key = text.removeprefix(prefix)
+        if key in set(_leaf_keys(cfg)):  # only overrides name keys so
+            group, _, leaf = key.rpartition(".")
+            return f"{key!r} is no key in YAML: write {leaf} below {group}:"
         return f"unknown config key {key!r}{suggest(key, _leaf_keys(cfg))}"
     return text
 
@@ -230,13 +243,15 @@ def _locate(cfg: CfgNode, key: str) -> tuple[CfgNode, str]:
 
 def _leaf_keys(cfg: CfgNode, prefix: str = "") -> Iterable[str]:
     for key, value in cfg.items():
-        if isinstance(value, CfgNode):
+        if isinstance(value, CfgNode) and value:
             yield from _leaf_keys(value, f"{prefix}{key}.")
         else:
-            yield prefix + key
+            yield f"{prefix}{key}"
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """End an error message with the known words nearest to `word`, if any is near."""
-    nearest = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    spelt = {each.lower(): each for each in known}
+    nearest = difflib.get_close_matches(word.lower(), list(spelt), n=3, cutoff=0.5)
+    nearest = [spelt[each] for each in nearest]
     return f"; did you mean {' or '.join(nearest)}?" if nearest else ""

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from detectron2.config import CfgNode
 import resnext_det
 from resnext_det.config import TRAINING_KEYS, check_keys, config_names, dump_config, load_config
 from resnext_det.errors import UserError
+from tests.engine.jobs import QUICK
 
 
 def test_a_shipped_config_is_found_by_name():
@@ -69,6 +71,9 @@ _OTHER_VALUES = {
     "DATALOADER.MAX_SKIPPED_IMAGES": 3,
     "MODEL.MEMORY_FORMAT": "contiguous",
     "MODEL.FAST_LAYERS": False,
+    "TEST.COCO_EVALUATOR": "pycocotools",
+    "TEST.SCORE": 0.3,
+    "TEST.NUM_IMAGES": 7,
 }
 
 
@@ -153,3 +158,36 @@ def test_a_wrong_file_is_one_line(text, message, tmp_path):
 def test_an_absent_file_is_named():
     with pytest.raises(UserError, match=r"config file 'configs/nothing.yaml' does not exist"):
         load_config("configs/nothing.yaml")
+
+
+def test_a_whole_number_is_a_float_too():
+    cfg = load_config(QUICK, ["SOLVER.BASE_LR", "1", "SOLVER.EMA_DECAY", "0"])
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.EMA_DECAY) == (1.0, 0.0)
+    assert isinstance(cfg.SOLVER.BASE_LR, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL.WEIGHTS: x", "'MODEL.WEIGHTS' is no key in YAML: write WEIGHTS below MODEL:"),
+        ("MODEL: {WEIGHT: x}", "there is no key MODEL.WEIGHT; write WEIGHTS"),
+        ("solver: {max_iter: 3}", "unknown config key 'solver'; did you mean SOLVER"),
+    ],
+)
+def test_a_key_that_is_nearly_right_is_named_right(tmp_path, text, message):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_config(str(file))
+
+
+def test_the_case_of_a_key_does_not_hide_what_was_meant():
+    with pytest.raises(UserError, match=r"'solver.max_iter'; did you mean SOLVER.MAX_ITER"):
+        load_config(QUICK, ["solver.max_iter", "3"])
+
+
+def test_an_empty_group_that_nobody_reads_is_refused():
+    cfg = resnext_det.get_cfg()
+    cfg.MODEL.ROI_HEAD = CfgNode()
+    with pytest.raises(UserError, match="'MODEL.ROI_HEAD' is set, and nothing reads it"):
+        check_keys(cfg)

@@ -1,11 +1,53 @@
-"""An exponential moving average of the weights (Polyak averaging), which is what is evaluated."""
+"""What is evaluated: norm statistics that all processes share, and averaged weights."""
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from detectron2.engine import HookBase
+from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
+
+from ..errors import UserError
+from ..weights.files import read_file
+
+logger = logging.getLogger(__name__)
+
+
+def norm_statistics(model: nn.Module) -> list[Tensor]:
+    """The running means and variances of `model` that training changes."""
+    modules = [m for m in get_bn_modules(model) if m.track_running_stats]
+    return [tensor for m in modules for tensor in (m.running_mean, m.running_var)]
+
+
+class SameStatistics(HookBase):
+    """Gives every process the running statistics of the first, which are the ones that are saved.
+
+    Each process updates its own from its own images; without this an evaluation by several
+    processes would be of models that differ, and none of them the checkpoint's.
+    """
+
+    def __init__(self, statistics: Sequence[Tensor]) -> None:
+        """
+        Args:
+            statistics: of `norm_statistics`.
+        """
+        self._statistics = list(statistics)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Send them in one message."""
+        if comm.get_world_size() == 1:
+            return
+        sent = torch.cat([tensor.flatten() for tensor in self._statistics])
+        dist.broadcast(sent, 0)
+        parts = sent.split([tensor.numel() for tensor in self._statistics])
+        for tensor, part in zip(self._statistics, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 class AverageWeights(HookBase):
@@ -67,3 +109,19 @@ class AverageWeights(HookBase):
         """Go on from a checkpoint's average."""
         device = {name: value.device for name, value in self._model.state_dict().items()}
         self.weights = {name: v.to(device[name], copy=True) for name, v in state_dict.items()}
+
+
+def load_average(model: nn.Module, checkpoint: Path) -> None:
+    """Put the average that a run's checkpoint holds into `model`.
+
+    Raises:
+        UserError: if it holds none of this model.
+    """
+    try:
+        average = read_file(checkpoint).content["trainer"]["hooks"][AverageWeights.__name__]
+        model.load_state_dict(average)
+    except (LookupError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"{checkpoint} holds no averaged weights: set SOLVER.EMA_DECAY 0 to evaluate its own"
+        ) from error
+    logger.info("evaluating the averaged weights in %s (SOLVER.EMA_DECAY)", checkpoint)

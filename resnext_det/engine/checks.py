@@ -1,6 +1,7 @@
 """What is refused before a run begins: settings that fail later or give wrong results."""
 
 import logging
+from math import isfinite
 
 import torch
 from detectron2.config import CfgNode
@@ -12,6 +13,7 @@ from torch import nn
 
 from ..config import check_keys, suggest
 from ..errors import UserError
+from ..evaluation.measures import EVALUATORS
 from ..modeling import variant_from_config
 from ..modeling.blocks import FORMS
 
@@ -29,6 +31,7 @@ _CHOICES = {
     "INPUT.FORMAT": ("RGB", "BGR"),
     "MODEL.MEMORY_FORMAT": ("auto", "channels_last", "contiguous"),
     "MODEL.RESNEXT.FORM": FORMS,
+    "TEST.COCO_EVALUATOR": EVALUATORS,
 }
 _REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
@@ -38,8 +41,10 @@ _REGISTRIES = {
 _NOT_NEGATIVE = (
     "DATALOADER.MAX_SKIPPED_IMAGES",
     "DATALOADER.NUM_WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.EARLY_STOP_PATIENCE",
     "SOLVER.EMA_DECAY",
+    "TEST.EVAL_PERIOD",
 )
 _POSITIVE = ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.ACCUM_STEPS")
 
@@ -64,6 +69,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
             known = [name for name, _ in registry]
             raise UserError(f"{key} {value!r} is not registered{suggest(value, known)}")
     _check_network(cfg)
+    _check_evaluation(cfg)
     names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     for name in names:
         if name not in DatasetCatalog:
@@ -77,11 +83,13 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
 
 
 def _check_training(cfg: CfgNode) -> None:
-    for key in _POSITIVE:
-        if (value := _value(cfg, key)) <= 0:
+    for key in (*_POSITIVE, *_NOT_NEGATIVE):
+        value = _value(cfg, key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+            raise UserError(f"{key} {value!r} must be a number")
+        if key in _POSITIVE and value <= 0:
             raise UserError(f"{key} {value} must be greater than 0")
-    for key in _NOT_NEGATIVE:
-        if (value := _value(cfg, key)) < 0:
+        if value < 0:
             raise UserError(f"{key} {value} must not be negative")
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: there is nothing to train on")
@@ -108,6 +116,27 @@ def _check_training(cfg: CfgNode) -> None:
         raise UserError(
             f"SOLVER.EARLY_STOP_PATIENCE {cfg.SOLVER.EARLY_STOP_PATIENCE} counts evaluations, and "
             "TEST.EVAL_PERIOD is 0: set it to a number of iterations"
+        )
+
+
+def _check_evaluation(cfg: CfgNode) -> None:
+    if not 0 <= cfg.TEST.SCORE <= 1:
+        raise UserError(f"TEST.SCORE {cfg.TEST.SCORE} (--score) is not in 0..1")
+    if cfg.TEST.NUM_IMAGES < 0:
+        raise UserError(f"TEST.NUM_IMAGES {cfg.TEST.NUM_IMAGES} is negative: 0 means all images")
+    if not cfg.TEST.AUG.ENABLED:
+        return
+    lacking = None
+    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+        lacking = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
+    elif cfg.MODEL.KEYPOINT_ON:
+        lacking = "keypoints (MODEL.KEYPOINT_ON True)"
+    elif cfg.MODEL.LOAD_PROPOSALS:
+        lacking = "proposals from files (MODEL.LOAD_PROPOSALS True)"
+    if lacking:
+        raise UserError(
+            f"{lacking}: test-time augmentation (--tta, TEST.AUG.ENABLED True) cannot serve it, so "
+            "evaluate without"
         )
 
 

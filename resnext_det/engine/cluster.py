@@ -1,11 +1,16 @@
 """Which process of a job this one is, by the variables that torchrun and Slurm set."""
 
+import logging
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import UserError
 from .slurm import first_host
+
+logger = logging.getLogger(__name__)
 
 # Slurm names no port: one from the job's number, in the range that is free for such uses
 _PORTS = range(15000, 30000)
@@ -49,9 +54,17 @@ def place_of_process(
     try:
         if "RANK" in environment and "WORLD_SIZE" in environment:
             return _of_torchrun(environment)
-        tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1"
-        if own_processes == 1 and "SLURM_PROCID" in environment and int(tasks) > 1:
-            return _of_slurm(environment, int(tasks))
+        # set by srun alone; a batch script is one process, whatever SLURM_NTASKS says
+        tasks = int(environment.get("SLURM_STEP_NUM_TASKS") or 1)
+        if own_processes == 1 and "SLURM_PROCID" in environment and tasks > 1:
+            return _of_slurm(environment, tasks)
+        reserved = environment.get("SLURM_NTASKS") or "1"
+        if own_processes == 1 and "SLURM_STEP_NUM_TASKS" not in environment and reserved != "1":
+            logger.warning(
+                "Slurm has %s tasks for this job, and this is one process: start it by srun to use "
+                "them",
+                reserved,
+            )
     except KeyError as error:
         raise UserError(
             f"the environment names a distributed job, but {error.args[0]} is not set: start it by "
@@ -62,10 +75,40 @@ def place_of_process(
     return None
 
 
+def launcher_of_process(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Name what has started this process, and starts it again after a failure or a preemption.
+
+    torchrun's counter of restarts does not count machines that join or leave, and each machine
+    counts by itself; but its agent, the parent of this process, stays the same. So does the number
+    of a Slurm job that is queued again.
+
+    Returns:
+        The same text for each start by the same torchrun or Slurm job; None without either.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        parent = os.getppid()
+        return f"torchrun {socket.gethostname()} {parent} {_start_time(parent)}"
+    if "SLURM_JOB_ID" in environment:
+        return f"slurm {environment['SLURM_JOB_ID']}"
+    return None
+
+
 def is_restarted(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun or Slurm has started the job again, after a failure or a preemption."""
-    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-    return any(environment.get(count, "0") not in ("", "0") for count in counts)
+    """Whether this may be a later start of the same torchrun or Slurm job.
+
+    Always so under torchrun; `launcher_of_process` tells then whether it is one.
+    """
+    requeued = environment.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+    return requeued or "TORCHELASTIC_RUN_ID" in environment
+
+
+def _start_time(process: int) -> str:
+    """A process's start in Linux's ticks since boot, as numbers of processes are used again."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        return status.rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return "?"
 
 
 def _of_torchrun(environment: Mapping[str, str]) -> Place:

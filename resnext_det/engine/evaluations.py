@@ -65,14 +65,19 @@ class EvaluationLog:
         if self._entries:
             self._write()
 
-    def add(self, iteration: int, results: Mapping) -> bool:
-        """Note an evaluation, and tell whether it is the best so far; NaN never is."""
+    def is_best(self, iteration: int, results: Mapping) -> bool:
+        """Whether an evaluation is better than those of other iterations; NaN never is."""
+        value = deciding_metric(results)[1]
+        others = [e["value"] for e in self._entries if e["iteration"] != iteration]
+        return not math.isnan(value) and all(v is None or value > v for v in others)
+
+    def add(self, iteration: int, results: Mapping) -> None:
+        """Note an evaluation, in place of an earlier one of this iteration."""
         name, value = deciding_metric(results)
-        best = self.best()
         kept = None if math.isnan(value) else value
+        self._entries = [e for e in self._entries if e["iteration"] != iteration]
         self._entries.append({"iteration": iteration, "metric": name, "value": kept})
         self._write()
-        return kept is not None and (best is None or value > best["value"])
 
     def has(self, iteration: int) -> bool:
         """Whether the model was evaluated after so many iterations."""
@@ -132,6 +137,11 @@ class Evaluation(HookBase):
         if done and lacking:
             logger.info("evaluating iteration %d first, which was cut off", done)
             self._run(done)
+        elif done < self.trainer.max_iter and self._has_waited_enough():
+            raise UserError(
+                f"the run stopped early already, after iteration {done} "
+                f"(SOLVER.EARLY_STOP_PATIENCE {self._patience}): raise that, or use --eval-only"
+            )
 
     def after_step(self) -> None:
         """Evaluate if it is time; the last iteration's evaluation follows the training."""
@@ -144,6 +154,9 @@ class Evaluation(HookBase):
         if self.trainer.iter >= self.trainer.max_iter:
             self._run(self.trainer.max_iter)
 
+    def _has_waited_enough(self) -> bool:
+        return 0 < self._patience <= comm.all_gather(self._log.since_best())[0]
+
     def _is_due(self, done: int) -> bool:
         return self._period > 0 and done % self._period == 0 and done < self.trainer.max_iter
 
@@ -155,8 +168,10 @@ class Evaluation(HookBase):
             storage = self.trainer.storage
             now = min(storage.iter, self.trainer.max_iter)  # beyond it if nothing was left to train
             storage.put_scalars(**metrics, smoothing_hint=False, cur_iter=now)
-            if self._log.add(done, results):
+            # the checkpoint before the note of it, lest a crash between the two lose it
+            if self._log.is_best(done, results):
                 self._keep_best(done, *deciding_metric(results))
+            self._log.add(done, results)
             waited = self._log.since_best()
         waited = comm.all_gather(waited)[0]  # which also lets the processes go on together
         if 0 < self._patience <= waited and done < self.trainer.max_iter:

@@ -21,7 +21,7 @@ from ..randomness import ITERATION, seed_everything
 from ..weights.files import read_file, save_atomically
 from .progress import peak_memory_mb
 from .schedule import Reference
-from .step import NonFiniteLossError
+from .step import NonFiniteLossError, is_of_predicted_boxes
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ class Situation:
         cfg: of the run.
         iteration: counted from 0.
         rate: the learning rate.
-        batch: inputs of the last forward pass of this process.
+        batch: inputs of the last forward pass of this process, or of the one that failed.
+        part: which of the accumulated passes of the iteration that was, from 0.
         weights: how much of the model was loaded, in words.
         seed: of the run.
         last_losses: total losses of the iterations before, the newest last; main process only.
@@ -47,6 +48,7 @@ class Situation:
     iteration: int
     rate: float
     batch: Sequence[Mapping]
+    part: int
     weights: str
     seed: int
     last_losses: Sequence[float] = ()
@@ -73,6 +75,8 @@ def suspicious_boxes(batch: Sequence[Mapping]) -> list[dict]:
         if instances is None or not instances.has("gt_boxes"):
             continue
         height, width = instances.image_size
+        if instances.gt_boxes.tensor.shape[1] != 4:  # rotated ones
+            continue
         for box in instances.gt_boxes.tensor.tolist():
             x1, y1, x2, y2 = box
             if not all(map(math.isfinite, box)):
@@ -83,7 +87,8 @@ def suspicious_boxes(batch: Sequence[Mapping]) -> list[dict]:
                 why = f"outside the image of {width} x {height}"
             else:
                 continue
-            found.append({"file_name": str(item.get("file_name")), "box": box, "why": why})
+            shown = [v if math.isfinite(v) else str(v) for v in box]  # JSON has no NaN
+            found.append({"file_name": str(item.get("file_name")), "box": shown, "why": why})
     return found
 
 
@@ -106,10 +111,12 @@ def explain_non_finite(
     report = _non_finite_report(situation, error.losses)
     if report["terms_not_finite"]:
         _save_batch(situation, report, weights)
-        lines = [f"{key.replace('_', ' ')}: {_shown(value)}" for key, value in report.items()]
-        logger.error("the loss is not finite:\n  %s", "\n  ".join(lines))
     reports = comm.all_gather(report) if error.everywhere else [report]
     bad = next(r for r in reports if r["terms_not_finite"])
+    if report["terms_not_finite"] or comm.is_main_process():
+        lines = [f"{key.replace('_', ' ')}: {_shown(value)}" for key, value in bad.items()]
+        logger.error("the loss is not finite:\n  %s", "\n  ".join(lines))
+    file = situation.folder / f"nan_batch{_suffix(bad['process'])}"
     boxes = bad["suspicious_boxes"]
     cause = "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS"
     if boxes:
@@ -118,17 +125,16 @@ def explain_non_finite(
             f"{boxes[0]['why']} (tools/check_data.py finds all)"
         )
     return (
-        f"training diverged at iteration {situation.iteration}: "
+        f"training diverged at iteration {bad['iteration']}: "
         f"{', '.join(bad['terms_not_finite'])} not finite, learning rate {situation.rate:.3g}, "
         f"{situation.cfg.SOLVER.IMS_PER_BATCH} images a step, "
-        f"{bad['learning_rate_against_config']}; {cause}. Details: "
-        f"{situation.folder}/nan_batch.json; again: python tools/replay_batch.py "
-        f"{situation.folder}/nan_batch.pth"
+        f"{bad['learning_rate_against_config']}; {cause}. Details: {file}.json; again: "
+        f"python tools/replay_batch.py {file}.pth"
     )
 
 
 def _save_batch(situation: Situation, report: Mapping, weights: Mapping[str, Tensor]) -> None:
-    suffix = f".rank{comm.get_rank()}" if comm.get_rank() else ""
+    suffix = _suffix(comm.get_rank())
     with replacing(situation.folder / f"nan_batch{suffix}.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     content = {
@@ -136,8 +142,20 @@ def _save_batch(situation: Situation, report: Mapping, weights: Mapping[str, Ten
         "batch": pack_batch(situation.batch),
         "iteration": situation.iteration,
         "seed": situation.seed,
+        "part": situation.part,
+        "rank": comm.get_rank(),
+        "precision": _precision(situation.cfg),
     }
     save_atomically(content, situation.folder / f"nan_batch{suffix}.pth")
+
+
+def _suffix(rank: int) -> str:
+    return f".rank{rank}" if rank else ""
+
+
+def _precision(cfg: CfgNode) -> str:
+    """The type of mixed precision; "" for none."""
+    return cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else ""
 
 
 def _non_finite_report(situation: Situation, losses: Mapping[str, float]) -> dict:
@@ -147,13 +165,14 @@ def _non_finite_report(situation: Situation, losses: Mapping[str, float]) -> dic
         excess = situation.reference.excess(cfg)
         against = f"{excess:.3g} times the config's learning rate per image"
     return {
-        "iteration": situation.iteration,
+        "iteration": situation.iteration + 1,  # as the progress line counts
+        "process": comm.get_rank(),
         "losses": {k: v if math.isfinite(v) else str(v) for k, v in losses.items()},
         "terms_not_finite": [k for k, v in losses.items() if not math.isfinite(v)],
         "last_total_losses": [float(f"{value:.6g}") for value in situation.last_losses],
         "learning_rate": situation.rate,
         "learning_rate_against_config": against,
-        "mixed_precision": cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else "off",
+        "mixed_precision": _precision(cfg) or "off",
         "weights": situation.weights,
         "files": [str(item.get("file_name")) for item in situation.batch],
         "suspicious_boxes": suspicious_boxes(situation.batch),
@@ -173,14 +192,20 @@ def pack_batch(batch: Sequence[Mapping]) -> list[dict]:
     packed = []
     for item in batch:
         plain = {k: v for k, v in item.items() if isinstance(v, (str, int, float, torch.Tensor))}
-        if (instances := item.get("instances")) is not None:
-            plain["image_size"] = list(instances.image_size)
-            for name, value in instances.get_fields().items():
-                if isinstance(value, PolygonMasks):
-                    value = [[torch.from_numpy(p) for p in each] for each in value.polygons]
-                plain[name] = getattr(value, "tensor", value)
+        for kind in ("instances", "proposals"):
+            if (instances := item.get(kind)) is not None:
+                plain[kind] = _pack_instances(instances)
         packed.append(plain)
     return packed
+
+
+def _pack_instances(instances: Instances) -> dict:
+    plain: dict = {"image_size": list(instances.image_size)}
+    for name, value in instances.get_fields().items():
+        if isinstance(value, PolygonMasks):
+            value = [[torch.from_numpy(p) for p in each] for each in value.polygons]
+        plain[name] = getattr(value, "tensor", value)
+    return plain
 
 
 def unpack_batch(packed: Sequence[Mapping]) -> list[dict]:
@@ -188,11 +213,12 @@ def unpack_batch(packed: Sequence[Mapping]) -> list[dict]:
     batch = []
     for item in packed:
         item = dict(item)
-        if "image_size" in item:
-            instances = Instances(tuple(item.pop("image_size")))
-            for name in [key for key in item if key.startswith("gt_")]:
-                instances.set(name, _structured(name, item.pop(name)))
-            item["instances"] = instances
+        for kind in ("instances", "proposals"):
+            if kind in item:
+                fields = dict(item[kind])
+                item[kind] = Instances(tuple(fields.pop("image_size")))
+                for name, value in fields.items():
+                    item[kind].set(name, _structured(name, value))
         batch.append(item)
     return batch
 
@@ -202,7 +228,7 @@ def _structured(name: str, value: Tensor | list) -> object:
         if isinstance(value, Tensor):
             return BitMasks(value)
         return PolygonMasks([[polygon.numpy() for polygon in each] for each in value])
-    kinds = {"gt_boxes": Boxes, "gt_keypoints": Keypoints}
+    kinds = {"gt_boxes": Boxes, "proposal_boxes": Boxes, "gt_keypoints": Keypoints}
     return kinds.get(name, lambda plain: plain)(value)
 
 
@@ -226,8 +252,8 @@ def explain_out_of_memory(situation: Situation, accumulate: int) -> str:
     images = len(situation.batch)
     logger.error("out of memory; what helps, in this order:\n  %s", "\n  ".join(remedies))
     return (
-        f"out of memory at iteration {situation.iteration}: {images} images of up to {size} pixels "
-        f"in this process, peak {peak_memory_mb():.0f} MB. {' '.join(remedies)}"
+        f"out of memory at iteration {situation.iteration + 1}: {images} images of up to {size} "
+        f"pixels in this process, peak {peak_memory_mb():.0f} MB. {' '.join(remedies)}"
     )
 
 
@@ -264,10 +290,23 @@ def _remedies(situation: Situation, accumulate: int) -> list[str]:
     return remedies
 
 
+def explain_in_evaluation(error: BaseException, cfg: CfgNode) -> str | None:
+    """One line for an evaluation without training that ran out of memory or lost a process."""
+    if is_out_of_memory(error):
+        return (
+            f"out of memory in the evaluation, peak {peak_memory_mb():.0f} MB: use smaller images, "
+            f"INPUT.MIN_SIZE_TEST (now {cfg.INPUT.MIN_SIZE_TEST}) and INPUT.MAX_SIZE_TEST "
+            f"({cfg.INPUT.MAX_SIZE_TEST}), which changes the results"
+        )
+    return explain_dead_worker(error) or explain_lost_process(error)
+
+
 def explain_dead_worker(error: BaseException) -> str | None:
     """One line for a data worker that was killed; None for anything else."""
     text = " ".join(str(error).split())
-    if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
+    died = "is killed by signal" in text or "exited unexpectedly" in text
+    # one that raised an error hands on its traceback
+    if not isinstance(error, RuntimeError) or not died or text.startswith("Caught "):
         return None
     return (
         f"a data worker died ({text[:200]}), most often for want of memory: lower "
@@ -301,13 +340,19 @@ def replay(file: Path, model: nn.Module) -> dict[str, float]:
     try:
         model.load_state_dict(content["model"])
         batch = unpack_batch(content["batch"])
-        seed_everything(content["seed"], ITERATION, content["iteration"], 0, 0)
+        purpose = (content["iteration"], content["part"], content["rank"])
+        seed_everything(content["seed"], ITERATION, *purpose)
+        precision = getattr(torch, content["precision"] or "float32")
     except (LookupError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file} holds no batch of this config's model: {reason}") from error
     try:
-        with torch.no_grad(), EventStorage():
+        device = next(model.parameters()).device.type
+        mixed = torch.autocast(device, dtype=precision, enabled=bool(content["precision"]))
+        with torch.no_grad(), EventStorage(), mixed:
             losses = model(batch)
-    except FloatingPointError as error:
+    except (FloatingPointError, AssertionError) as error:
+        if not is_of_predicted_boxes(error):
+            raise
         raise UserError(f"again: {' '.join(str(error).split())}") from error
     return {name: value.item() for name, value in losses.items()}

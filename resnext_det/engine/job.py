@@ -10,11 +10,17 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from tabulate import tabulate
 
+from ..errors import UserError
+from ..evaluation import evaluation_folder
+from ..evaluation.pictures import metrics_if_any
 from ..weights import StrictCheckpointer, settings_of
+from .averaging import load_average
+from .failures import explain_in_evaluation
+from .probing import try_other_inputs
 from .record import add_start, describe_start
-from .results import set_aside_run, write_results
+from .results import remove_unfinished, set_aside_run, write_results
 from .schedule import Reference
-from .setup import prepare
+from .setup import prepare, write_config
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -35,6 +41,7 @@ _PROPOSAL_METRICS = {
     "ARl@100": "large",
     "AR@1000": "AR@1000",
 }
+_TASKS = ("bbox", "segm", "keypoints", "box_proposals")
 
 
 def train_or_evaluate(args: argparse.Namespace) -> dict:
@@ -51,19 +58,11 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
         UserError: for a mistake in the config, the data or the weights.
     """
     cfg = prepare(args)
-    if args.eval_only:
-        model = Trainer.build_model(cfg)
-        checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, settings=settings_of(cfg))
-        checkpointer.whole_model = True
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        if not cfg.MODEL.WEIGHTS and not (args.resume and checkpointer.has_checkpoint()):
-            logger.warning("MODEL.WEIGHTS is empty: evaluating random weights")
-        results = Trainer.test(cfg, model)
-    else:
-        results = _train(cfg, args)
+    results = _evaluate(cfg, resume=args.resume) if args.eval_only else _train(cfg, args)
     if results is None or not comm.is_main_process():
         return {}
-    write_results(results, Path(cfg.OUTPUT_DIR) / "results.json")
+    folders = {name: evaluation_folder(cfg, name) for name in cfg.DATASETS.TEST}
+    write_results(results, Path(cfg.OUTPUT_DIR) / "results.json", folders if results else {})
     if not results:
         logger.warning("DATASETS.TEST is empty, or has no annotations: nothing was evaluated")
         return results
@@ -73,10 +72,36 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
     return results
 
 
+def _evaluate(cfg: CfgNode, *, resume: bool) -> dict:
+    """Evaluate the config's weights, or with `resume` those of the newest checkpoint."""
+    model = Trainer.build_model(cfg)
+    checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, settings=settings_of(cfg))
+    checkpointer.whole_model = True
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    weights = Path(cfg.MODEL.WEIGHTS)
+    if resume and checkpointer.has_checkpoint():
+        weights = Path(checkpointer.get_checkpoint_file())
+        if cfg.SOLVER.EMA_DECAY:
+            load_average(model, weights)
+    elif not cfg.MODEL.WEIGHTS:
+        logger.warning("MODEL.WEIGHTS is empty: evaluating random weights")
+    # of the run that they were trained in, to judge a low AP by
+    metrics = metrics_if_any(weights.parent / "metrics.json") if weights.is_file() else []
+    try:
+        evaluators = [Trainer.build_evaluator(cfg, name, metrics) for name in cfg.DATASETS.TEST]
+        results = Trainer.test(cfg, model, evaluators)
+        try_other_inputs(cfg, model, results)
+    except Exception as error:
+        if message := explain_in_evaluation(error, cfg):
+            raise UserError(message) from error
+        raise
+    return results
+
+
 def _train(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
     """Train, and return the last evaluation's results; None if the run is to go on later."""
     folder = Path(cfg.OUTPUT_DIR)
-    trainer = Trainer(cfg)
+    trainer = Trainer(cfg, getattr(args, "signals", None))
     trainer.reference = Reference.read(args.config_file)
     trainer.resume_or_load(resume=args.resume)
     comm.synchronize()  # all have read their weights
@@ -85,15 +110,21 @@ def _train(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
             set_aside_run(folder)
         datasets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         start = describe_start(
-            datasets, seed=trainer.seed, device=cfg.MODEL.DEVICE, changes=args.config_changes
+            datasets,
+            seed=trainer.seed,
+            device=cfg.MODEL.DEVICE,
+            changes=args.config_changes,
+            launchers=args.launchers,
         )
+        write_config(cfg)
         add_start(folder, start, resumed=args.resume)
+        remove_unfinished(folder)
     trainer.train()
-    if cfg.SOLVER.EMA_DECAY and trainer.stopped is None:
-        trainer.checkpointer.save_weights("model_final_ema", trainer.evaluated_weights())
-        logger.info("the results are those of the averaged weights, in model_final_ema.pth")
     if trainer.stopped is not None and trainer.stopped.resumable:
         return None
+    if cfg.SOLVER.EMA_DECAY:
+        trainer.checkpointer.save_weights("model_final_ema", trainer.evaluated_weights())
+        logger.info("the results are those of the averaged weights, in model_final_ema.pth")
     return trainer._last_eval_results
 
 
@@ -103,7 +134,7 @@ def format_results(results: Mapping) -> str:
     An RPN's `box_proposals` get the average recall of 100 and 1000 proposals an image instead.
     Metrics without ground truth, such as APl without large objects, print as n/a.
     """
-    several = any(isinstance(v, Mapping) for value in results.values() for v in value.values())
+    several = not any(task in _TASKS for task in results)
     datasets = results.items() if several else (("", results),)
     proposals = any("box_proposals" in tasks for _, tasks in datasets)
     names = _PROPOSAL_METRICS if proposals else _METRICS

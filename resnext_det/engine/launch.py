@@ -23,7 +23,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from ..errors import UserError, user_message
 from ..quiet import silence_deprecations
-from .cluster import Place, is_restarted, place_of_process
+from .cluster import Place, place_of_process
+from .stopping import StoppedOutsideTraining, StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,16 @@ def argument_parser() -> argparse.ArgumentParser:
         "--deterministic",
         action="store_true",
         help="bit-identical results on GPUs too, slower (on CPUs they are so anyway)",
+    )
+    testing = parser.add_argument_group("evaluation, in training too")
+    testing.add_argument("--limit", metavar="N", help="the first N images of each test set only")
+    testing.add_argument(
+        "--score",
+        metavar="S",
+        help="measure precision and recall of each class at this score (0 to 1; the config's 0.5)",
+    )
+    testing.add_argument(
+        "--tta", action="store_true", help="test-time augmentation as TEST.AUG says, far slower"
     )
     own = parser.add_argument_group(
         "your own data in COCO's format (repeatable; NUM_CLASSES is set to fit)"
@@ -84,6 +95,29 @@ def custom_pairs(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
     return pairs
 
 
+def evaluation_settings(args: argparse.Namespace) -> tuple[int | None, float | None, bool]:
+    """What `--limit`, `--score` and `--tta` say, None for nothing.
+
+    Raises:
+        UserError: if the first is no number of images, or the second no score.
+    """
+    limit, score = getattr(args, "limit", None), getattr(args, "score", None)
+    if limit is not None and not (limit.isdecimal() and int(limit) > 0):
+        raise UserError(f"--limit {limit} is no number of images: give a whole number from 1")
+    if score is not None:
+        try:
+            wrong = not 0 <= float(score) <= 1
+        except ValueError:
+            wrong = True
+        if wrong:
+            raise UserError(f"--score {score} is no score: give a number from 0 to 1")
+    return (
+        None if limit is None else int(limit),
+        None if score is None else float(score),
+        getattr(args, "tta", False),
+    )
+
+
 def run_job(job: Job, args: argparse.Namespace) -> int:
     """Run `job(args)` in as many processes as asked for.
 
@@ -92,10 +126,10 @@ def run_job(job: Job, args: argparse.Namespace) -> int:
     fails or dies, all end within a minute.
 
     Returns:
-        An exit status: 0, or 1 after a user's mistake or a process's death, whose one line went to
-        stderr.
+        An exit status: 0, also where a signal stopped training; 1 after a user's mistake or a
+        process's death, 128 + N where signal N ended anything but training; after these a line
+        went to stderr.
     """
-    args.restarted = getattr(args, "restarted", False) or is_restarted()
     try:
         place = place_of_process(own_processes=args.num_gpus)
         if place is not None:
@@ -103,12 +137,30 @@ def run_job(job: Job, args: argparse.Namespace) -> int:
         else:
             _check_processes(args)
             _start(job, args)
+    except StoppedOutsideTraining as stopped:
+        return _after_signal(stopped.signal, args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:
         message = user_message(error)
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _after_signal(number: signal.Signals, args: argparse.Namespace) -> int:
+    """Say that a signal came where no checkpoint is due, and choose the exit status."""
+    if getattr(args, "eval_only", True):
+        print(f"stopped by {number.name}", file=sys.stderr)
+        return 128 + number
+    print(
+        f"stopped by {number.name}, not while training: no checkpoint was written; start the same "
+        "command again",
+        file=sys.stderr,
+    )
     return 0
 
 
@@ -130,11 +182,21 @@ def _start(job: Job, args: argparse.Namespace) -> None:
         ),
         join=False,
     )
+    passed: list[signal.Signals] = []
     try:
-        with _passing_signals_on(context):
+        with _passing_signals_on(context, passed):
             while not context.join(grace_period=_GRACE_SECONDS):
                 pass
+    except mp.ProcessRaisedException as error:
+        if "EADDRINUSE" in str(error) or "DistNetworkError" in str(error):
+            raise UserError(
+                f"the processes cannot meet at {url}: its port is in use, or the address cannot be "
+                "reached; name another one, or leave --dist-url out"
+            ) from error
+        raise
     except mp.ProcessExitedException as error:
+        if passed:
+            raise StoppedOutsideTraining(passed[0]) from error
         raise UserError(
             f"process {error.error_index} of {args.num_gpus} died ({error}), so the job was ended; "
             "if it was killed for want of memory use smaller batches, and go on with --resume"
@@ -142,10 +204,14 @@ def _start(job: Job, args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _passing_signals_on(context: mp.ProcessContext) -> Iterator[None]:
-    """Give SIGTERM and SIGINT to the processes, which stop with a checkpoint, and wait for them."""
+def _passing_signals_on(context: mp.ProcessContext, passed: list[signal.Signals]) -> Iterator[None]:
+    """Give SIGTERM and SIGINT to the processes, which stop with a checkpoint, and wait for them.
+
+    Each is noted in `passed`.
+    """
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        passed.append(signal.Signals(number))
         for process in context.processes:
             if process.is_alive():
                 process.terminate()  # a terminal has sent them SIGINT itself
@@ -162,9 +228,17 @@ def _in_process(job: Job, args: argparse.Namespace) -> None:
     if comm.get_world_size() > 1 and not torch.cuda.is_available():
         _share_cores(comm.get_local_size())
     silence_deprecations()
-    job(args)
-    if dist.is_initialized():
-        _leave_others()
+    with StopSignals() as args.signals:
+        try:
+            job(args)
+        except StoppedOutsideTraining as stopped:
+            if comm.get_world_size() == 1:
+                raise
+            if comm.is_main_process():
+                logger.warning("stopped by %s", stopped.signal.name)
+            os._exit(128 + stopped.signal)  # the others wait for this process no more
+        if dist.is_initialized():
+            _leave_others()
 
 
 def _share_cores(processes: int) -> None:

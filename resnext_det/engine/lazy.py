@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..weights import StrictCheckpointer
 from .checks import refuse_frozen_random_layers
 from .job import format_results
-from .launch import custom_pairs
+from .launch import custom_pairs, evaluation_settings
 from .lazy_config import check_lazy_config, lazy_settings, load_lazy_config, without_sync_bn_in
 from .progress import progress_bar, run_writers
 from .results import set_aside_run, write_results
@@ -66,20 +66,28 @@ def train_or_evaluate_lazy(args: argparse.Namespace) -> dict:
             logger.warning("train.init_checkpoint is empty: evaluating random weights")
         results = evaluate(cfg, model)
     else:
-        results = train(cfg, model, resume=args.resume)
+        signals = getattr(args, "signals", None)
+        results = train(cfg, model, resume=args.resume, signals=signals)
     if results is None or not comm.is_main_process():
         return {}
-    write_results(results, Path(cfg.train.output_dir) / "results.json")
-    logger.info(
-        "results on %s, in percent:\n%s", cfg.dataloader.test.dataset.names, format_results(results)
-    )
+    folder = Path(cfg.train.output_dir)
+    test = cfg.dataloader.test.dataset.names
+    write_results(results, folder / "results.json", {test: folder / "inference"} if results else {})
+    logger.info("results on %s, in percent:\n%s", test, format_results(results))
     return results
 
 
-def train(cfg: DictConfig, model: nn.Module, *, resume: bool = False) -> dict | None:
+def train(
+    cfg: DictConfig,
+    model: nn.Module,
+    *,
+    resume: bool = False,
+    signals: StopSignals | None = None,
+) -> dict | None:
     """Train `model` for `train.max_iter` iterations and evaluate it.
 
     The order of the images is the config's own loader's, and begins anew when a run is resumed.
+    `signals` are the job's; None for ones that are heard in training only.
 
     Returns:
         The last evaluation's results on the main process; None if a signal stopped the run.
@@ -110,9 +118,9 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool = False) -> dict | 
         results.update(evaluate(cfg, trainer.model))
         return results
 
-    signals = StopSignals()
+    signals = signals or StopSignals()
     trainer.register_hooks(_hooks(cfg, trainer, checkpointer, test, signals))
-    with signals:
+    with signals.noted():
         try:
             trainer.train(start, cfg.train.max_iter)
         except TrainingStopped as stopped:
@@ -174,7 +182,9 @@ def _build_trainer(cfg: DictConfig, model: nn.Module) -> TrainingStep:
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
     """Evaluate on `dataloader.test`; results are {task: {metric: percent}} on the main process."""
-    loader = instantiate(cfg.dataloader.test)  # first: loading a split finds its annotation file
+    records = instantiate(cfg.dataloader.test.dataset)
+    limit = cfg.dataloader.evaluator.get("limit", 0)
+    loader = instantiate({**cfg.dataloader.test, "dataset": records[: limit or None]})
     return inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator)) or {}
 
 
@@ -191,6 +201,12 @@ def prepare_lazy(args: argparse.Namespace) -> DictConfig:
     if any(custom_pairs(args).values()):
         raise UserError("--train-json and --val-json: a Python config names its own data sets")
     cfg = load_lazy_config(args.config_file, args.opts)
+    limit, score, tta = evaluation_settings(args)
+    if tta:
+        raise UserError("--tta: test-time augmentation needs a YAML config, see tools/train_net.py")
+    for key, value in (("limit", limit), ("score", score)):
+        if value is not None:
+            OmegaConf.update(cfg, f"dataloader.evaluator.{key}", value, force_add=True)
     fell_back = not torch.cuda.is_available() and cfg.train.device.startswith("cuda")
     if fell_back:
         if any(word.startswith("train.device=") for word in args.opts):

@@ -116,7 +116,7 @@ class SweepTrainer(Trainer):
             UserError: if a signal came, or for want of memory.
         """
         sweep = Sweep([], [], decay_for(len(rates)))
-        with EventStorage(0) as storage, self._signals:
+        with EventStorage(0) as storage, self._signals.noted():
             for self.iter, rate in enumerate(rates):
                 storage.iter = self.iter
                 stopped = self._try(rate, sweep, storage)
@@ -135,7 +135,7 @@ class SweepTrainer(Trainer):
             group["lr"] = rate * group["initial_lr"] / self.cfg.SOLVER.BASE_LR
         try:
             self.run_step()
-        except FloatingPointError:  # of the loss, or of Detectron2's proposals
+        except FloatingPointError:
             return f"the loss is not finite at rate {rate:.3g}"
         except Exception as error:
             self._explain(error)

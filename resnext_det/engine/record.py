@@ -23,7 +23,12 @@ _PACKAGES = ("torch", "torchvision", "detectron2", "fvcore", "pycocotools", "num
 
 
 def describe_start(
-    datasets: Sequence[str], *, seed: int, device: str, changes: Sequence[str] = ()
+    datasets: Sequence[str],
+    *,
+    seed: int,
+    device: str,
+    changes: Sequence[str] = (),
+    launchers: Sequence[str] = (),
 ) -> dict:
     """Describe this start of a run.
 
@@ -32,6 +37,7 @@ def describe_start(
         seed: the run's.
         device: the config's.
         changes: of the config since the last start.
+        launchers: see `launcher_of_process`, of all processes.
     """
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -41,6 +47,7 @@ def describe_start(
         "device": _device_name(device),
         "seed": seed,
         "config_changes": list(changes),
+        "launchers": list(launchers),
         "versions": versions(),
         "git": git_state(Path(__file__).parent),
         "datasets": {name: fingerprint(name) for name in dict.fromkeys(datasets)},
@@ -50,14 +57,24 @@ def describe_start(
 def add_start(folder: Path, start: dict, *, resumed: bool) -> None:
     """Write `run.json`, a list of starts; a new run begins a new one."""
     file = folder / _FILE
-    starts = []
-    if resumed and file.is_file():
-        try:
-            starts = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:  # nothing depends on it
-            starts = []
+    starts = _read_starts(folder) if resumed else []
     with replacing(file) as temporary:
         temporary.write_text(json.dumps([*starts, start], indent=1) + "\n", encoding="utf-8")
+
+
+def _read_starts(folder: Path) -> list[dict]:
+    """The entries of `run.json`; none if it is absent or damaged, as no result depends on it."""
+    try:
+        starts = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return starts if isinstance(starts, list) else []
+
+
+def last_launchers(folder: Path) -> list[str]:
+    """What launched the last start of `folder`'s run, see `launcher_of_process`."""
+    starts = _read_starts(folder)
+    return starts[-1].get("launchers", []) if starts else []
 
 
 def versions() -> dict[str, str]:

@@ -3,11 +3,13 @@
 import itertools
 import json
 import logging
-import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from ..atomic import replacing
+from ..errors import UserError
+from ..evaluation.summary import with_classes, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -17,18 +19,41 @@ _OF_A_RUN = re.compile(
 )
 
 
-def write_results(results: dict, path: Path) -> None:
-    """Write evaluation results as JSON, with null for NaN, whole or not at all."""
+def write_results(
+    results: Mapping, file: Path, folders: Mapping[str, Path] = MappingProxyType({})
+) -> None:
+    """Write evaluation results as JSON, with null for NaN, whole or not at all.
 
-    def clean(value: object) -> object:
-        if isinstance(value, dict):
-            return {k: clean(v) for k, v in value.items()}
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        return value
+    Args:
+        results: {task: {metric: percent}}, or {data set: that} for several test sets.
+        file: to write.
+        folders: of each data set's evaluation.json, from which each task gets its `per_class`.
 
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(clean(results), indent=2) + "\n", encoding="utf-8")
+    Raises:
+        UserError: if the file cannot be written, or an evaluation.json is damaged.
+    """
+    classes = {name: _tasks_of(folder) for name, folder in folders.items()}
+    if len(classes) == 1:
+        results = with_classes(results, *classes.values())
+    elif len(classes) > 1:
+        results = {name: with_classes(tasks, classes[name]) for name, tasks in results.items()}
+    write_json(results, file)
+
+
+def _tasks_of(folder: Path) -> dict:
+    file = folder / "evaluation.json"
+    if not file.is_file():  # an RPN's proposals have no classes
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["tasks"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{file} is not readable: {' '.join(str(error).split())}") from error
+
+
+def remove_unfinished(output_dir: Path) -> None:
+    """Remove what a killed process was writing when it died: temporary checkpoints."""
+    for file in output_dir.glob(".model_*.pth-*"):
+        file.unlink(missing_ok=True)
 
 
 def set_aside_run(output_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """Where a run goes on: the newest checkpoint that is whole, and what of the config has changed."""
 
 import logging
+import math
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -48,8 +49,11 @@ def _candidates(folder: Path) -> Iterator[Path]:
     marker = folder / "last_checkpoint"
     files = [f for f in folder.glob("model_*.pth") if _PERIODIC.match(f.name)]
     files.sort(key=_order, reverse=True)
+    if not marker.is_file() and files and _order(files[0]) == math.inf:
+        files.sort(key=_iteration, reverse=True)  # an older run's may have been left there
     if marker.is_file():
-        named = folder / Path(marker.read_text(encoding="utf-8").strip() or "?").name
+        text = marker.read_text(encoding="utf-8", errors="replace")
+        named = folder / Path(text.strip() or "?").name
         if _PERIODIC.match(named.name):
             yield named
             files = [f for f in files if _order(f) < _order(named)]
@@ -58,7 +62,17 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 def _order(path: Path) -> float:
     number = _PERIODIC.match(path.name)[1]
-    return float("inf") if number == "final" else int(number)
+    return math.inf if number == "final" else int(number)
+
+
+def _iteration(path: Path) -> float:
+    """By the name, and the final one's by its content; a damaged one goes first, to be told."""
+    if (number := _order(path)) < math.inf:
+        return number
+    try:
+        return float(read_file(path).content["iteration"])
+    except (UserError, LookupError, TypeError, ValueError):
+        return math.inf
 
 
 def _damage(path: Path) -> str | None:

@@ -5,8 +5,8 @@ as many images are seen at the same rate per image.
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from detectron2.config import CfgNode
 from tabulate import tabulate
@@ -36,10 +36,12 @@ class Reference:
     Attributes:
         batch: images per iteration, over all processes.
         rate: the learning rate for it.
+        counts: what is counted in iterations, by key.
     """
 
     batch: int
     rate: float
+    counts: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, config_file: str) -> "Reference":
@@ -48,8 +50,9 @@ class Reference:
         Raises:
             UserError: as `load_config`.
         """
-        solver = load_config(config_file).SOLVER
-        return cls(solver.IMS_PER_BATCH, solver.BASE_LR)
+        cfg = load_config(config_file)
+        counts = {key: _node_of(cfg, key)[key.split(".")[1]] for key in _COUNTS}
+        return cls(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, counts)
 
     def rate_for(self, batch: int) -> float:
         """The learning rate for another batch."""
@@ -90,18 +93,25 @@ def scale_schedule(
         raise UserError(f"{_BATCH} {batch} must be greater than 0")
     times = reference.batch / batch
     rows = [[_BATCH, reference.batch, batch, "the command line" if _BATCH in said else ""]]
-    rows.append(_scale(cfg, _RATE, said, lambda rate: float(f"{rate / times:.12g}")))
+    own = {_RATE: reference.rate, **reference.counts}
+    rows.append(_scale(cfg, _RATE, said, own, lambda rate: float(f"{rate / times:.12g}")))
     for key in _COUNTS:
-        rows.append(_scale(cfg, key, said, lambda count: _scale_count(count, times)))
+        rows.append(_scale(cfg, key, said, own, lambda count: _scale_count(count, times)))
     return tabulate(rows, ["", "config", "this run", "set by"], disable_numparse=True)
 
 
-def _scale(cfg: CfgNode, key: str, said: set[str], rule: object) -> list:
-    group, leaf = key.split(".")
-    before = cfg[group][leaf]
+def _node_of(cfg: CfgNode, key: str) -> CfgNode:
+    return cfg[key.split(".")[0]]
+
+
+def _scale(
+    cfg: CfgNode, key: str, said: set[str], own: Mapping[str, object], rule: Callable
+) -> list:
+    node, leaf = _node_of(cfg, key), key.split(".")[1]
+    before = node[leaf]
     if key in said:
-        return [key, "", _shown(before), "the command line"]
-    cfg[group][leaf] = after = rule(before)
+        return [key, _shown(own.get(key, "")), _shown(before), "the command line"]
+    node[leaf] = after = rule(before)
     return [key, _shown(before), _shown(after), ""]
 
 

@@ -27,7 +27,9 @@ from ..data.custom import (
 )
 from ..errors import UserError
 from .checks import check_config
-from .launch import custom_pairs
+from .cluster import is_restarted, launcher_of_process
+from .launch import custom_pairs, evaluation_settings
+from .record import last_launchers
 from .resuming import config_changes
 from .schedule import Reference, scale_schedule, warn_of_rate
 
@@ -46,7 +48,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     if not args.config_file:
         raise UserError("--config-file is missing, e.g. configs/faster_rcnn_X50_32x4d.yaml")
     data = read_custom_data(**custom_pairs(args))
-    overrides = [*overrides_for(data), *args.opts]
+    overrides = [*overrides_for(data), *_of_evaluation(args), *args.opts]
     table = None
 
     def scale(cfg: CfgNode) -> None:
@@ -79,13 +81,22 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     logger.debug("arguments: %s", args)
     _note_changes(cfg, args)
     if comm.is_main_process():
-        _write_config(cfg)
+        if args.eval_only and not (Path(cfg.OUTPUT_DIR) / "run.json").is_file():
+            write_config(cfg)  # else the folder's run keeps its own
         keep_with_run(Path(args.config_file).parent, data, Path(cfg.OUTPUT_DIR))
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
     if getattr(args, "deterministic", False):
         _be_deterministic(cfg)
     return cfg
+
+
+def _of_evaluation(args: argparse.Namespace) -> list[str]:
+    """The overrides that the flags for evaluation stand for."""
+    limit, score, tta = evaluation_settings(args)
+    overrides = [] if limit is None else ["TEST.NUM_IMAGES", str(limit)]
+    overrides += [] if score is None else ["TEST.SCORE", str(score)]
+    return [*overrides, *(["TEST.AUG.ENABLED", "True"] if tta else [])]
 
 
 def _note_changes(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -95,17 +106,16 @@ def _note_changes(cfg: CfgNode, args: argparse.Namespace) -> None:
     far, without `--resume`.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    begun = comm.all_gather((folder / "last_checkpoint").is_file())[0]
-    # torchrun counts restarts for each machine by itself
-    restarted = any(comm.all_gather(getattr(args, "restarted", False)))
-    if restarted and begun and not args.eval_only:
+    args.launchers = sorted({name for name in comm.all_gather(launcher_of_process()) if name})
+    begun = (folder / "last_checkpoint").is_file()
+    # by the job itself, not by an earlier one that left its run in the folder
+    again = begun and not set(args.launchers).isdisjoint(last_launchers(folder))
+    again = comm.all_gather(again)[0]
+    restarted = any(comm.all_gather(getattr(args, "restarted", False) or is_restarted()))
+    if restarted and again and not args.eval_only:
         args.resume = True
         logger.info("the job was started again: going on from its checkpoint")
-    args.config_changes = config_changes(folder, cfg) if args.resume and begun else []
-    comm.synchronize()  # before the main process writes the new one
-    if comm.is_main_process() and not (args.resume or args.eval_only):
-        # an earlier run's: this one, started again before its first, must not go on from it
-        (folder / "last_checkpoint").unlink(missing_ok=True)
+    args.config_changes = config_changes(folder, cfg) if args.resume else []
     if args.config_changes and not args.eval_only:
         logger.warning("the config has changed:\n  %s", "\n  ".join(args.config_changes))
 
@@ -233,6 +243,7 @@ def _ignore(_: logging.LogRecord) -> None:
     """Print nothing about a line of the log file that could not be written."""
 
 
-def _write_config(cfg: CfgNode) -> None:
+def write_config(cfg: CfgNode) -> None:
+    """Write `OUTPUT_DIR`/config.yaml, which says how the run was trained."""
     with replacing(Path(cfg.OUTPUT_DIR) / "config.yaml") as temporary:
         temporary.write_text(dump_config(cfg), encoding="utf-8")

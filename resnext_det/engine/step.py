@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +30,11 @@ class NonFiniteLossError(FloatingPointError):
         self.everywhere = everywhere
 
 
+def is_of_predicted_boxes(error: BaseException) -> bool:
+    """Whether Detectron2 has met predicted boxes that are not finite: an RPN's, or a cascade's."""
+    return isinstance(error, FloatingPointError) or "infinite or NaN" in str(error)
+
+
 class TrainingStep(SimpleTrainer):
     """Detectron2's `SimpleTrainer` with gradient accumulation and mixed precision on any device.
 
@@ -37,7 +42,9 @@ class TrainingStep(SimpleTrainer):
     process. The optimiser does not see the gradients of a loss that is not finite.
 
     Attributes:
-        batch: the inputs of the last forward pass, for reports.
+        batch: the inputs of the last forward pass, or of the one whose loss is not finite, for
+            reports.
+        part: which of the accumulated passes of the iteration that was, from 0.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class TrainingStep(SimpleTrainer):
         self.precision = precision
         self.seed = seed
         self.batch: list[dict] = []
+        self.part = 0
         self._device = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(self._device, enabled=precision == torch.float16)
 
@@ -76,16 +84,17 @@ class TrainingStep(SimpleTrainer):
                 boxes that it predicts are not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        losses: dict[str, Tensor] = {}
+        parts: list[tuple[list[dict], dict[str, Tensor]]] = []
         data_time = 0.0
         for part in range(self.accumulate):
+            self.part = part
             start = time.perf_counter()
             self.batch = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
-            for name, value in self._forward_backward(part).items():
-                losses[name] = losses.get(name, 0) + value.detach() / self.accumulate
+            losses = {k: v.detach() for k, v in self._forward_backward(part).items()}
+            parts.append((self.batch, losses))
         self.after_backward()
-        self._write_metrics(losses, data_time)
+        self._check_and_record(parts, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -105,7 +114,9 @@ class TrainingStep(SimpleTrainer):
     def _losses(self) -> dict[str, Tensor]:
         try:
             return self.model(self.batch)
-        except FloatingPointError as error:  # of Detectron2's proposals
+        except (FloatingPointError, AssertionError) as error:
+            if not is_of_predicted_boxes(error):
+                raise
             nan = {"loss_of_predicted_boxes": math.nan}
             raise NonFiniteLossError(nan, everywhere=comm.get_world_size() == 1) from error
 
@@ -117,13 +128,16 @@ class TrainingStep(SimpleTrainer):
         else:
             yield
 
-    def _write_metrics(self, loss_dict: Mapping[str, Tensor], data_time: float, *_: object) -> None:
+    def _check_and_record(
+        self, parts: Sequence[tuple[list[dict], Mapping[str, Tensor]]], data_time: float
+    ) -> None:
         """Record the processes' mean losses and their longest wait for data."""
-        own = {name: value.item() for name, value in loss_dict.items()}
+        names = parts[0][1]
+        own = {n: sum(losses[n] for _, losses in parts).item() / len(parts) for n in names}
         everyones = comm.all_gather((own, data_time))
         losses = [each for each, _ in everyones]
         if not np.isfinite([v for each in losses for v in each.values()]).all():
-            raise NonFiniteLossError(own, everywhere=True)
+            raise NonFiniteLossError(self._point_at_first(parts), everywhere=True)
         if comm.is_main_process():
             storage = get_event_storage()
             storage.put_scalar("data_time", max(seconds for _, seconds in everyones))
@@ -131,6 +145,18 @@ class TrainingStep(SimpleTrainer):
             storage.put_scalar("total_loss", sum(mean.values()))
             if len(mean) > 1:
                 storage.put_scalars(**mean)
+
+    def _point_at_first(
+        self, parts: Sequence[tuple[list[dict], Mapping[str, Tensor]]]
+    ) -> dict[str, float]:
+        """Let `batch` and `part` be the first whose loss is not finite; return its losses."""
+        found = []
+        for batch, losses in parts:
+            found.append({name: value.item() for name, value in losses.items()})
+            if not np.isfinite(list(found[-1].values())).all():
+                self.batch, self.part = batch, len(found) - 1
+                return found[-1]
+        return found[-1]  # another process's is not
 
     def state_dict(self) -> dict:
         """Optimiser, seed and, in float16, the loss's scale."""

@@ -1,12 +1,13 @@
 """Stopping between two iterations, by a signal or by a hook, with a checkpoint and status 0."""
 
+import contextlib
 import logging
 import os
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import torch
@@ -37,14 +38,34 @@ class TrainingStopped(BaseException):
         self.resumable = resumable
 
 
-class StopSignals:
-    """Notes SIGTERM and SIGINT while training runs; only a program's main thread hears them.
+class StoppedOutsideTraining(BaseException):
+    """A signal ends the job where there is nothing to write a checkpoint of.
 
-    A second SIGINT interrupts at once, as Python does by itself.
+    Attributes:
+        signal: which one.
+    """
+
+    def __init__(self, received: signal.Signals) -> None:
+        super().__init__(received.name)
+        self.signal = received
+
+
+class StopSignals:
+    """Hears SIGTERM and SIGINT for a job's whole life; only a program's main thread does.
+
+    While training runs they are noted, and a second SIGINT interrupts at once, as Python does by
+    itself. Before it, and in a job that only evaluates, the first one ends the job. After training
+    was stopped they are ignored: the process is about to end.
+
+    Attributes:
+        received: the first one.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._interrupts = 0
+        self._training = False
+        self._owner = os.getpid()
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -58,10 +79,27 @@ class StopSignals:
             signal.signal(number, handler)
         self._previous.clear()
 
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note signals in place of ending by them, while training runs; hear them if need be."""
+        self._training = True
+        try:
+            with contextlib.nullcontext() if self._previous else self:
+                yield
+        finally:
+            self._training = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        first = self.received is None
+        self.received = self.received or signal.Signals(number)
+        self._interrupts += number == signal.SIGINT
+        if self._training:
+            if self._interrupts > 1:
+                raise KeyboardInterrupt
+        elif os.getpid() != self._owner:  # a data worker, which a terminal signals as well
+            os._exit(0)
+        elif first:
+            raise StoppedOutsideTraining(self.received)
 
     def agreed(self) -> signal.Signals | None:
         """The signal that any process has received; every process has to ask."""
@@ -71,10 +109,14 @@ class StopSignals:
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=comm._get_global_gloo_group())
         return signal.Signals(highest.item()) if highest.item() else None
 
-    def raise_if_received(self) -> None:
-        """Stop in the middle of an evaluation, which is done anew when the run goes on."""
-        if self.received:
-            raise TrainingStopped(f"stopped by {self.received.name}", resumable=True)
+    def raise_if_agreed(self) -> None:
+        """End an evaluation, which is done anew when the run goes on; every process has to ask.
+
+        Raises:
+            TrainingStopped: on every process, if any has received a signal.
+        """
+        if received := self.agreed():
+            raise TrainingStopped(f"stopped by {received.name}", resumable=True)
 
 
 class StopOnSignal(HookBase):
@@ -94,6 +136,7 @@ class StoppableEvaluator(DatasetEvaluator):
     """Another evaluator that a signal ends between two images.
 
     That one is built when it begins: after the loader, by which a data set may be made or moved.
+    Each process asks the others once: where it is as its signal comes, or after its last image.
     """
 
     def __init__(self, build: Callable[[], DatasetEvaluator], signals: StopSignals) -> None:
@@ -110,11 +153,17 @@ class StoppableEvaluator(DatasetEvaluator):
         Raises:
             TrainingStopped: if a signal came.
         """
-        self._signals.raise_if_received()
+        if self._signals.received:
+            self._signals.raise_if_agreed()
         self._evaluator.process(inputs, outputs)
 
     def evaluate(self) -> dict:
-        """See `DatasetEvaluator`."""
+        """See `DatasetEvaluator`.
+
+        Raises:
+            TrainingStopped: if a signal came to any process.
+        """
+        self._signals.raise_if_agreed()
         return self._evaluator.evaluate()
 
 
@@ -127,9 +176,15 @@ def save_last(checkpointer: Checkpointer, iteration: int) -> None:
 
 
 def resume_command() -> str:
-    """The command line of this program with `--resume`, to paste into a shell."""
+    """The command line of this program with `--resume`, to paste into a shell.
+
+    Of torchrun and srun, whose own words are not known, only the names.
+    """
     words = [word for word in sys.argv[1:] if word != "--resume"]
-    return shlex.join(["python", sys.argv[0], "--resume", *words])
+    command = shlex.join([sys.argv[0], "--resume", *words])
+    launchers = {"TORCHELASTIC_RUN_ID": "torchrun ...", "SLURM_STEP_NUM_TASKS": "srun ... python"}
+    launcher = next((name for key, name in launchers.items() if key in os.environ), "python")
+    return f"{launcher} {command}"
 
 
 def leave_stopping_to_the_trainer(_: int) -> None:

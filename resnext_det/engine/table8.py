@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..errors import UserError
+from ..paper import TABLE8
 from .resumable import on_main, read_results, refuse_old_run, train_or_skip
 from .setup import read_config, set_up_logs
 from .two_step import add_launch_flags, overrides_for, train_two_step
@@ -34,7 +35,7 @@ class Row:
         name: as in `--runs` and in the names of configs and folders.
         network: as the table shows it.
         quick: name of the small network that stands for it in `--quick`.
-        paper: published figures by metric, percent; Table 8.
+        paper: published figures by metric, percent.
     """
 
     name: str
@@ -44,10 +45,10 @@ class Row:
 
 
 ROWS = (
-    Row("R50", "ResNet-50 1x64d", "X50_1x16d", {"AP50": 47.6, "AP": 26.5}),
-    Row("X50_32x4d", "ResNeXt-50 32x4d", "X50_4x6d", {"AP50": 49.7, "AP": 27.5}),
-    Row("R101", "ResNet-101 1x64d", "X101_1x16d", {"AP50": 51.1, "AP": 29.8}),
-    Row("X101_32x4d", "ResNeXt-101 32x4d", "X101_4x6d", {"AP50": 51.9, "AP": 30.0}),
+    Row("R50", "ResNet-50 1x64d", "X50_1x16d", TABLE8["R50"]),
+    Row("X50_32x4d", "ResNeXt-50 32x4d", "X50_4x6d", TABLE8["X50_32x4d"]),
+    Row("R101", "ResNet-101 1x64d", "X101_1x16d", TABLE8["R101"]),
+    Row("X101_32x4d", "ResNeXt-101 32x4d", "X101_4x6d", TABLE8["X101_32x4d"]),
 )
 _PAIRS = ((50, ROWS[0], ROWS[1]), (101, ROWS[2], ROWS[3]))  # depth, ResNet, ResNeXt
 

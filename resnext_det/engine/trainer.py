@@ -4,27 +4,32 @@ import contextlib
 import errno
 import logging
 import weakref
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
+from detectron2.data.build import _test_loader_from_config
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from ..config import check_keys
 from ..data import NamingDatasetMapper
 from ..errors import UserError
-from ..evaluation import build_coco_evaluator, evaluation_folder
-from ..modeling.fast import accelerate
+from ..evaluation import CocoEvaluator, build_coco_evaluator, evaluation_folder
+from ..evaluation.pictures import metrics_if_any
+from ..modeling.build import build_detector
 from ..weights import StrictCheckpointer, settings_of
-from .averaging import AverageWeights
+from .averaging import AverageWeights, SameStatistics, norm_statistics
 from .checks import refuse_frozen_random_layers
 from .evaluations import Evaluation, EvaluationLog
 from .failures import (
@@ -75,7 +80,12 @@ class Trainer(DefaultTrainer):
     reference: Reference | None = None
     stopped: TrainingStopped | None = None
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, signals: StopSignals | None = None) -> None:
+        """
+        Args:
+            cfg: of the run.
+            signals: the job's, which stop training; None for ones that are heard in training only.
+        """
         # DefaultTrainer.__init__ ties the distributed model to a GPU and the checkpointer and the
         # iteration to its own classes; the rest is the same.
         TrainerBase.__init__(self)
@@ -105,8 +115,9 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
-        self._signals = StopSignals()
+        self._signals = signals or StopSignals()
         self._done = 0  # iterations
+        self._statistics = norm_statistics(self.checkpointer.model)
         self._average = None
         if cfg.SOLVER.EMA_DECAY:
             self._average = AverageWeights(self.checkpointer.model, cfg.SOLVER.EMA_DECAY)
@@ -148,7 +159,7 @@ class Trainer(DefaultTrainer):
         """
         self._loader.batch_sampler.seed = self.seed
         self._loader.batch_sampler.start = self._done = self.start_iter
-        with self._signals:
+        with self._signals.noted():
             try:
                 super().train()
             except TrainingStopped as stopped:
@@ -198,6 +209,7 @@ class Trainer(DefaultTrainer):
             self.iter,
             self.optimizer.param_groups[0]["lr"],
             self._trainer.batch,
+            self._trainer.part,
             self.checkpointer.summary,
             self.seed,
             [value for value, _ in last[-_LAST_LOSSES:]],
@@ -224,9 +236,12 @@ class Trainer(DefaultTrainer):
             hooks.IterationTimer(),
             Throughput(cfg.SOLVER.IMS_PER_BATCH),
             hooks.LRScheduler(),
-            self._average,
             self._precise_bn(),
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            SameStatistics(self._statistics) if self._statistics else None,
+            self._average,  # after what changes statistics
+            hooks.PeriodicCheckpointer(
+                self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD or self.max_iter
+            )
             if main
             else None,
             evaluation,  # after the checkpoint, which remains if it fails
@@ -249,12 +264,20 @@ class Trainer(DefaultTrainer):
 
     def _evaluate(self) -> dict:
         evaluators = [
-            StoppableEvaluator(partial(self.build_evaluator, self.cfg, name), self._signals)
+            StoppableEvaluator(
+                partial(self.build_evaluator, self.cfg, name, self._metrics_at_end()),
+                self._signals,
+            )
             for name in self.cfg.DATASETS.TEST
         ]
         with self._average.in_use() if self._average else contextlib.nullcontext():
             self._last_eval_results = self.test(self.cfg, self.model, evaluators)
         return self._last_eval_results
+
+    def _metrics_at_end(self) -> list[dict] | None:
+        """Rows of metrics.json, for a diagnosis; None amid training."""
+        file = Path(self.cfg.OUTPUT_DIR) / "metrics.json"
+        return metrics_if_any(file) if self._done >= self.max_iter else None
 
     def _keep_best(self, done: int, metric: str, value: float) -> None:
         self.checkpointer.save_weights(
@@ -274,22 +297,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model, in the memory format that `MODEL.MEMORY_FORMAT` names.
-
-        "auto" is channels_last on a CPU, in which grouped convolutions are faster. Detectron2's
-        keypoint loss takes only contiguous maps, so there keypoint models stay as they are. On a
-        CPU `MODEL.FAST_LAYERS` lets `accelerate` change the model.
-        """
-        try:
-            model = super().build_model(cfg)
-        except ValueError as error:
-            raise UserError(f"the config's network cannot be built: {error}") from error
-        on_cpu = cfg.MODEL.DEVICE == "cpu"
-        if cfg.MODEL.MEMORY_FORMAT == "channels_last" or (
-            cfg.MODEL.MEMORY_FORMAT == "auto" and on_cpu and not cfg.MODEL.KEYPOINT_ON
-        ):
-            model = model.to(memory_format=torch.channels_last)
-        return accelerate(model) if on_cpu and cfg.MODEL.FAST_LAYERS else model
+        """See `resnext_det.modeling.build.build_detector`."""
+        return build_detector(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -308,16 +317,44 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        """Build Detectron2's test loader, which names an image that it cannot read."""
+    def build_test_loader(
+        cls, cfg: CfgNode, dataset_name: str, *, shared: bool = True
+    ) -> DataLoader:
+        """Build Detectron2's test loader, which names an image that it cannot read.
+
+        `TEST.NUM_IMAGES` limits it to the first images. Each process gets its share of them, or all
+        if they are not to be `shared`.
+        """
         mapper = NamingDatasetMapper(cfg, False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        options = _test_loader_from_config(cfg, dataset_name, mapper)
+        options["dataset"] = options["dataset"][: cfg.TEST.NUM_IMAGES or None]
+        # by itself the loader makes a sampler of the process's share of those that are left
+        options["sampler"] = None if shared else SequentialSampler(options["dataset"])
+        return build_detection_test_loader(**options)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> object:
-        """Build the COCO evaluator, which writes into `evaluation_folder`."""
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> dict:
+        """See `DefaultTrainer.test`; `TEST.AUG.ENABLED` evaluates with test-time augmentation."""
+        if cfg.TEST.AUG.ENABLED:
+            augmented = GeneralizedRCNNWithTTA(cfg, model)
+            model = augmented.train(model.training)  # as it is left after an evaluation
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, metrics: Sequence[Mapping] | None = ()
+    ) -> CocoEvaluator:
+        """Build the COCO evaluator, which writes into `evaluation_folder`.
+
+        `metrics` are rows of the run's metrics.json, to judge a low AP by; None amid training.
+        """
         folder = evaluation_folder(cfg, dataset_name)
-        return build_coco_evaluator(cfg, dataset_name, str(folder))
+        return build_coco_evaluator(cfg, dataset_name, str(folder), metrics)
 
     def state_dict(self) -> dict:
         """See `DefaultTrainer.state_dict`; `iteration` is the last one that was done."""

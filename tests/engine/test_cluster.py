@@ -1,14 +1,24 @@
 """Which process of a job this is, by the variables of torchrun and Slurm."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from resnext_det.engine.cluster import Place, is_restarted, place_of_process
+from resnext_det.engine.cluster import (
+    Place,
+    is_restarted,
+    launcher_of_process,
+    place_of_process,
+)
 from resnext_det.errors import UserError
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 SLURM = {
     "SLURM_PROCID": "9",
     "SLURM_NTASKS": "12",
+    "SLURM_STEP_NUM_TASKS": "12",
     "SLURM_LOCALID": "1",
     "SLURM_NODEID": "1",
     "SLURM_JOB_ID": "70001",
@@ -30,8 +40,14 @@ def test_slurms_variables():
 
 def test_a_process_of_its_own_has_no_place():
     assert place_of_process({}) is None
-    assert place_of_process({**SLURM, "SLURM_NTASKS": "1"}) is None
+    assert place_of_process({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}) is None
     assert place_of_process(SLURM, own_processes=2) is None
+
+
+def test_a_batch_script_without_srun_is_one_process_and_says_so(caplog):
+    script = {k: v for k, v in SLURM.items() if "STEP" not in k}
+    assert place_of_process({**script, "SLURM_PROCID": "0"}) is None
+    assert "Slurm has 12 tasks for this job, and this is one process" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -52,10 +68,28 @@ def test_a_broken_environment_is_named(change, message):
     ("environment", "restarted"),
     [
         ({}, False),
-        ({"TORCHELASTIC_RESTART_COUNT": "0"}, False),
-        ({"TORCHELASTIC_RESTART_COUNT": "2"}, True),
+        ({"SLURM_RESTART_COUNT": "0"}, False),
         ({"SLURM_RESTART_COUNT": "1"}, True),
+        ({"TORCHELASTIC_RUN_ID": "none"}, True),
     ],
 )
-def test_a_restart_is_known(environment, restarted):
+def test_a_restart_is_possible(environment, restarted):
     assert is_restarted(environment) == restarted
+
+
+def test_the_launcher_of_two_starts_is_the_same_and_of_another_job_is_not():
+    assert launcher_of_process({}) is None
+    assert launcher_of_process({"SLURM_JOB_ID": "7"}) == launcher_of_process({"SLURM_JOB_ID": "7"})
+    assert launcher_of_process({"SLURM_JOB_ID": "7"}) != launcher_of_process({"SLURM_JOB_ID": "8"})
+    code = (
+        "from resnext_det.engine.cluster import launcher_of_process;"
+        "print(launcher_of_process({'TORCHELASTIC_RUN_ID': 'none'}))"
+    )
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    }
+    assert len(names) == 1
+    assert f" {os.getpid()} " in names.pop()

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -144,6 +145,63 @@ def test_an_elastic_run_survives_the_killing_of_a_rank(root, by_torchrun):
     assert losses(output)[-1] == losses(by_torchrun)[-1]
     assert "error: another process of the job died" in console(root, output)
     assert "[rank0]: Traceback" not in console(root, output)
+
+
+def test_a_machine_that_joins_lets_the_run_go_on(root):
+    output = root / "joined"
+    options = ("--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3")
+    options += ("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:29657", "--rdzv-id", "j")
+    command = (*TORCHRUN, *options, "--rdzv-conf", "last_call_timeout=2", TRAIN_NET)
+    words = ("SOLVER.MAX_ITER", "60", "SOLVER.CHECKPOINT_PERIOD", "5")
+    # two agents of one machine would wait for each other's store
+    environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    first = start(root, output, *command, words=words, **environment)
+    _wait_for((output / "model_0000009.pth").is_file, first, root, output)
+    second = start(root, output, *command, words=words, **environment)
+    try:
+        assert first.wait(200) == 0, console(root, output)
+    finally:
+        second.kill()
+        second.wait()
+    starts = json.loads((output / "run.json").read_text())
+    if len(starts) > 1:  # else the run was over before the second had come
+        assert "the job was started again: going on from its checkpoint" in console(root, output)
+        assert starts[-1]["processes"] == 2
+    assert not list(output.glob("previous-*"))
+    assert final_state(output)["iteration"] == 59
+
+
+def test_several_processes_evaluate_the_model_that_they_save(root):
+    """With batch norm in training each process has statistics of its own images."""
+    output = root / "statistics"
+    command = (sys.executable, TRAIN_NET, "--num-gpus", "2")
+    words = ("MODEL.RESNETS.NORM", "BN", "SOLVER.BASE_LR", "3e-3", "SOLVER.EMA_DECAY", "0.5")
+    job = start(root, output, *command, words=words)
+    assert job.wait(150) == 0, console(root, output)
+    found = json.loads((output / "inference/coco_instances_results.json").read_text())
+    weights = ("MODEL.WEIGHTS", str(output / "model_final_ema.pth"))
+    alone = root / "statistics_alone"
+    job = start(root, alone, *command[:2], "--eval-only", words=(*words, *weights))
+    assert job.wait(150) == 0, console(root, alone)
+    again = json.loads((alone / "inference/coco_instances_results.json").read_text())
+    key = lambda d: (d["image_id"], -d["score"])  # noqa: E731
+    assert len(found) == len(again) > 0
+    for one, other in zip(sorted(found, key=key), sorted(again, key=key), strict=True):
+        assert one["image_id"] == other["image_id"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+def test_a_port_in_use_is_one_line(root):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        output = root / "port"
+        flags = ("--num-gpus", "2", "--dist-url", url)
+        job = start(root, output, sys.executable, TRAIN_NET, *flags)
+        assert job.wait(100) == 1, console(root, output)
+    last = console(root, output).strip().splitlines()[-1]
+    assert last.startswith(f"error: the processes cannot meet at {url}: its port is in use")
 
 
 @pytest.mark.parametrize("victim", [0, 1])

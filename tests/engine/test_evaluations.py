@@ -76,6 +76,54 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path):
     assert kept == [(3, "bbox/AP", 9.0)]
 
 
+def test_a_best_checkpoint_that_was_not_written_is_written_by_the_next_start(tmp_path):
+    evaluate_in_turn(tmp_path, [1.0])
+
+    def full_disk(*_):
+        raise OSError("killed while the best checkpoint was written")
+
+    trainer, log = Counting(), EvaluationLog(tmp_path / "evaluations.json")
+    trainer.register_hooks([Evaluation(1, lambda: {"bbox": {"AP": 4.0}}, log, full_disk)])
+    with pytest.raises(OSError):
+        trainer.train(1, 3)
+    kept, _ = evaluate_in_turn(tmp_path, [4.0, 2.0], start=2, length=3)
+    assert kept == [(2, "bbox/AP", 4.0)]
+
+
+def test_the_last_evaluation_done_again_counts_once(tmp_path):
+    evaluate_in_turn(tmp_path, [1.0, 4.0])
+    kept, _ = evaluate_in_turn(tmp_path, [4.0], start=2, length=2)
+    assert kept == [(2, "bbox/AP", 4.0)]
+    entries = json.loads((tmp_path / "evaluations.json").read_text())
+    assert [e["iteration"] for e in entries] == [1, 2]
+
+
+def test_a_run_that_stopped_early_does_not_go_on_by_itself(tmp_path):
+    _, stopped = evaluate_in_turn(tmp_path, [3.0, 2.0, 1.0], patience=2, length=9)
+    assert stopped
+    with pytest.raises(UserError, match="stopped early already, after iteration 3"):
+        evaluate_in_turn(tmp_path, [9.0], patience=2, start=3, length=9)
+    kept, _ = evaluate_in_turn(tmp_path, [9.0], patience=3, start=3, length=4)
+    assert kept == [(4, "bbox/AP", 9.0)]
+
+
+def test_the_average_of_a_run_is_what_eval_only_evaluates(tmp_path):
+    output = tmp_path / "output"
+    words = ("SOLVER.MAX_ITER", "6", "SOLVER.EMA_DECAY", "0.9", "SOLVER.BASE_LR", "5e-3")
+    run = Run(tmp_path, output, *words)
+    assert run.wait() == 0, run.console
+    results = output / "inference/coco_instances_results.json"
+    trained = json.loads(results.read_text())
+    results.unlink()
+    run = Run(tmp_path, output, "--eval-only", "--resume", *words)
+    assert run.wait() == 0, run.console
+    assert "evaluating the averaged weights" in run.console
+    assert json.loads(results.read_text()) == trained
+    run = Run(tmp_path, output, "--eval-only", "--resume", *words, "SOLVER.EMA_DECAY", "0")
+    assert run.wait() == 0, run.console
+    assert json.loads(results.read_text()) != trained
+
+
 def test_a_damaged_log_is_named(tmp_path):
     (tmp_path / "evaluations.json").write_text("[{")
     with pytest.raises(UserError, match="evaluations.json is damaged"):

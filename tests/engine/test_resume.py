@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from resnext_det.engine.resuming import newest_checkpoint
 from tests.engine.jobs import Run, assert_same_run, final_state
 
 LENGTH = ("SOLVER.MAX_ITER", "12")
@@ -69,6 +70,29 @@ def test_a_signal_ends_the_iteration_writes_a_checkpoint_and_says_how_to_go_on(
     run = Run(tmp_path, output, "--resume", *words)
     assert run.wait() == 0, run.console
     assert_same_run(final_state(output), uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_iteration_is_one_line(tmp_path, number):
+    output = tmp_path / "output"
+    run = Run(tmp_path, output, *LENGTH)
+    run.wait_for((output / "log.txt").is_file)
+    os.kill(run.process.pid, number)
+    assert run.wait() == 0, run.console
+    if "after iteration" not in run.console:  # it had begun to train by then
+        assert f"stopped by {number.name}, not while training: no checkpoint" in run.console
+        assert not (output / "last_checkpoint").exists()
+    assert "Traceback" not in run.console
+
+
+def test_a_signal_ends_an_evaluation_that_is_the_job_with_its_status(tmp_path):
+    words = ("--eval-only", "MODEL.WEIGHTS", "", "INPUT.MIN_SIZE_TEST", "1200")
+    run = Run(tmp_path, tmp_path / "output", *words)
+    run.wait_for((tmp_path / "output/config.yaml").is_file)
+    os.kill(run.process.pid, signal.SIGTERM)
+    assert run.wait() == 128 + signal.SIGTERM, run.console
+    assert run.console.strip().endswith("stopped by SIGTERM")
+    assert "Traceback" not in run.console
 
 
 def test_a_run_killed_before_its_evaluation_is_only_evaluated(uninterrupted, tmp_path):
@@ -148,6 +172,50 @@ def test_a_changed_config_is_shown_and_holds(tmp_path):
     groups = final_state(output)["trainer"]["_trainer"]["optimizer"]["param_groups"]
     assert {group["initial_lr"] for group in groups} == {5e-4}
     assert 0.1 in {group["weight_decay"] for group in groups}
+
+
+def test_a_start_that_failed_leaves_the_record_of_the_run(tmp_path):
+    output = tmp_path / "output"
+    assert Run(tmp_path, output, "SOLVER.MAX_ITER", "4").wait() == 0
+    config, marker = (output / "config.yaml").read_text(), _marker(output)
+    finished = ("--resume", "SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "5e-4")
+    absent = ("MODEL.WEIGHTS", "/absent.pth", "SOLVER.BASE_LR", "0.5")
+    other = ("--eval-only", "MODEL.WEIGHTS", str(output / "model_final.pth"))
+    for words, status in ((finished, 1), (absent, 1), ((*other, "TEST.SCORE", "0.9"), 0)):
+        run = Run(tmp_path, output, *words)
+        assert run.wait() == status, run.console
+        assert (output / "config.yaml").read_text() == config
+        assert _marker(output) == marker
+    (output / "last_checkpoint").unlink()
+    changed = ("--resume", "SOLVER.MAX_ITER", "6", "SOLVER.BASE_LR", "5e-4")
+    run = Run(tmp_path, output, *changed)
+    assert run.wait() == 0, run.console
+    for line in ("MAX_ITER: 4 -> 6", "BASE_LR: 0.001 -> 0.0005"):
+        assert f"SOLVER.{line}" in run.console
+
+
+def test_without_a_marker_the_most_iterations_count_and_not_a_name(tmp_path):
+    def checkpoint(name, iteration):
+        content = {"model": {}, "trainer": {}, "iteration": iteration}
+        torch.save(content, tmp_path / name)
+
+    checkpoint("model_final.pth", 5)
+    checkpoint("model_0000009.pth", 9)
+    assert newest_checkpoint(tmp_path).name == "model_0000009.pth"
+    checkpoint("model_final.pth", 11)
+    assert newest_checkpoint(tmp_path).name == "model_final.pth"
+    (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe")
+    assert newest_checkpoint(tmp_path).name in ("model_final.pth", "model_0000009.pth")
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / ".model_0000003.pth-abc.pth").write_bytes(b"half")
+    run = Run(tmp_path, output, "SOLVER.MAX_ITER", "1", "SOLVER.CHECKPOINT_PERIOD", "0")
+    assert run.wait() == 0, run.console
+    assert not list(output.glob(".model*"))
+    assert (output / "model_final.pth").is_file()
 
 
 def test_the_folder_records_what_ran(tmp_path):

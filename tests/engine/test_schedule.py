@@ -57,7 +57,7 @@ def test_the_job_prints_the_table_and_keeps_the_values(tmp_path):
     assert run.wait() == 0, run.console
     assert "the schedule for 4 images a step:" in run.console
     line = next(row for row in run.console.splitlines() if row.startswith("SOLVER.MAX_ITER"))
-    assert line.split()[1:] == ["1", "the", "command", "line"]
+    assert line.split()[1:] == ["800", "1", "the", "command", "line"]
     assert "rate per image" not in run.console
 
 

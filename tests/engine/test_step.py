@@ -162,3 +162,21 @@ def test_fast_layers_are_the_configs(fast):
     cfg.MODEL.FAST_LAYERS = fast
     names = {type(m).__name__ for m in Trainer.build_model(cfg).modules()}
     assert ("FastROIPooler" in names) == ("FoldingConv2d" in names) == fast
+
+
+def test_the_papers_detector_trains_in_bfloat16_on_a_cpu():
+    """ROIPool, which torchvision has not in half precision there."""
+    cfg = get_cfg("faster_rcnn_X50_32x4d")
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.RESNETS.DEPTH = 26
+    cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4, 4
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"
+    torch.manual_seed(0)
+    detector = Trainer.build_model(cfg)
+    (exact,), (rounded,) = (
+        train(detector, iter([images(1)]), precision=precision)[1]
+        for precision in (None, torch.bfloat16)
+    )
+    assert exact.keys() == rounded.keys()
+    for name, value in exact.items():
+        assert rounded[name] == pytest.approx(value, rel=0.1, abs=0.05), name

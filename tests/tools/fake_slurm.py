@@ -50,7 +50,8 @@ for rank in range(int(os.environ["SLURM_NTASKS"])):
         open(files[key].replace("%j", "17").replace("%t", str(rank)), "a")
         for key in ("--output", "--error")
     )
-    env = os.environ | dict(SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+    env = os.environ | dict(SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank),
+                            SLURM_STEP_NUM_TASKS=os.environ["SLURM_NTASKS"])
     task = subprocess.Popen(words, stdout=out, stderr=err, env=env, start_new_session=True)
     running.append(task)
 Path({folder!r}, "tasks").write_text(" ".join(str(task.pid) for task in running))
