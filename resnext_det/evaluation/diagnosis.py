@@ -76,14 +76,18 @@ def diagnose(
             findings += [find_shift(evidence, figures, cfg), find_duplicates(evidence, cfg)]
         findings += [_missing_classes(evidence)]
     ap = figures["AP"]
-    if cfg is not None and task == "bbox":
+    if cfg is not None and task == "bbox" and metrics is not None:
         findings += [compare_with_paper(cfg, ap, evidence.images)]
     low = ap < SUSPICIOUS_AP or any(f and f.code == "far_below_paper" for f in findings)
     if cfg is not None and low:
         findings += [suspect_input(cfg)]
     if metrics is not None and ap < (LEARNED_AP if metrics else SUSPICIOUS_AP):
         findings += [suspect_training(cfg, metrics)]
-    if metrics is not None and ap < SUSPICIOUS_AP and {f.code for f in findings if f} <= {"far_below_paper"}:
+    if (
+        metrics is not None
+        and ap < SUSPICIOUS_AP
+        and {f.code for f in findings if f} <= {"far_below_paper"}
+    ):
         findings += [_unexplained(evidence, ap, task)]
     findings += [_low_scores(evidence, score), _empty_size_bins(figures)]
     return [finding for finding in findings if finding is not None]

@@ -178,6 +178,8 @@ def test_the_diagnosis_asks_config_and_training_of_a_low_ap_alone():
     assert codes(31.0) == []
     assert codes(24.4, trained=False) == ["far_below_paper", "input_suspected"]
     assert codes(24.6, trained=False) == []
+    found = diagnose(*one_object(5000), "bbox", {"AP": 2.0, "AP50": 50.0}, cfg=cfg, metrics=None)
+    assert [f.code for f in found] == ["input_suspected"]  # amid training AP is low by nature
     cfg.INPUT.FORMAT = "RGB"
     assert codes(2.0, trained=False) == ["far_below_paper", "low_ap"]
     assert codes(24.0, trained=False) == ["far_below_paper"]
