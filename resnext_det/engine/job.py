@@ -19,6 +19,7 @@ from .failures import explain_in_evaluation
 from .probing import try_other_inputs
 from .record import add_start, describe_start
 from .results import remove_unfinished, set_aside_run, write_results
+from .resuming import is_evaluated
 from .schedule import Reference
 from .setup import prepare, write_config
 from .trainer import Trainer
@@ -58,6 +59,9 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
         UserError: for a mistake in the config, the data or the weights.
     """
     cfg = prepare(args)
+    if args.again and comm.all_gather(is_evaluated(Path(cfg.OUTPUT_DIR)))[0]:
+        logger.info("the run is finished already")  # a machine joined as it ended, say
+        return {}
     results = _evaluate(cfg, resume=args.resume) if args.eval_only else _train(cfg, args)
     if results is None or not comm.is_main_process():
         return {}

@@ -112,7 +112,8 @@ def _note_changes(cfg: CfgNode, args: argparse.Namespace) -> None:
     again = begun and not set(args.launchers).isdisjoint(last_launchers(folder))
     again = comm.all_gather(again)[0]
     restarted = any(comm.all_gather(getattr(args, "restarted", False) or is_restarted()))
-    if restarted and again and not args.eval_only:
+    args.again = restarted and again and not args.eval_only
+    if args.again:
         args.resume = True
         logger.info("the job was started again: going on from its checkpoint")
     args.config_changes = config_changes(folder, cfg) if args.resume else []

@@ -159,6 +159,9 @@ class Trainer(DefaultTrainer):
         """
         self._loader.batch_sampler.seed = self.seed
         self._loader.batch_sampler.start = self._done = self.start_iter
+        if self.start_iter == self.max_iter and not self._has_final():
+            # killed between its last periodic checkpoint and this
+            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
         with self._signals.noted():
             try:
                 super().train()
@@ -170,6 +173,9 @@ class Trainer(DefaultTrainer):
                 raise UserError(message) from error
             except Exception as error:
                 self._explain(error)
+
+    def _has_final(self) -> bool:
+        return (Path(self.cfg.OUTPUT_DIR) / "model_final.pth").is_file()
 
     def _explain(self, error: Exception) -> None:
         """Raise a `UserError` in place of an error that a user can do something about."""

@@ -112,6 +112,20 @@ def test_a_run_killed_before_its_evaluation_is_only_evaluated(uninterrupted, tmp
     assert "is finished (iteration 12 of 12): raise the number" in run.console
 
 
+def test_a_run_killed_between_its_last_two_checkpoints_gets_the_final_one(uninterrupted, tmp_path):
+    output = tmp_path / "output"
+    words = (*LENGTH, *AUGMENTED)
+    run = Run(tmp_path, output, *words)
+    assert run.wait() == 0, run.console
+    (output / "model_final.pth").unlink()
+    (output / "results.json").unlink()
+    (output / "last_checkpoint").write_text("model_0000011.pth")
+    run = Run(tmp_path, output, "--resume", *words)
+    assert run.wait() == 0, run.console
+    assert_same_run(final_state(output), uninterrupted)
+    assert (output / "results.json").is_file()
+
+
 def _damage(file, how):
     content = bytearray(file.read_bytes())
     if how == "cut":
