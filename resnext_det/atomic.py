@@ -8,19 +8,23 @@ from pathlib import Path
 
 from .errors import UserError
 
+PREFIX = ".writing-"  # of temporary names, which a killed process leaves behind
+_LONGEST_SUFFIX = 12  # bytes; a longer one tells nobody the format
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; it becomes `path` if nothing fails.
+
+    It begins with `PREFIX`, has the suffix of `path` and is short, however long that name is.
 
     Raises:
         UserError: if the folder is absent or not writable, or the disk is full.
     """
     temporary = None
     try:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent
-        )
+        suffix = path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
+        handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary

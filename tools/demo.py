@@ -81,11 +81,15 @@ def main() -> None:
         )
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(f"{summary} in {args.output}")
+    except KeyboardInterrupt:  # while the weights are read
+        sys.exit(130)
+    print(f"{'stopped: ' if summary.stopped else ''}{summary} in {args.output}")
     for file in summary.written:
         print(f"wrote {file}")
+    if summary.stopped:
+        sys.exit(130)
     if summary.failed:
-        sys.exit(f"error: inputs that could not be read: {len(summary.failed)}, see above")
+        sys.exit(f"error: inputs that were left out: {len(summary.failed)}, see above")
 
 
 if __name__ == "__main__":

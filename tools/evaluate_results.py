@@ -36,12 +36,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--score",
-        type=float,
-        default=0.5,
+        metavar="S",
+        default="0.5",
         help="precision and recall of each class are at this score, 0 to 1 (default 0.5)",
     )
     parser.add_argument(
-        "--limit", type=int, metavar="N", help="the first N images of the ground truth, by id"
+        "--limit", metavar="N", help="the first N images of the ground truth, by id"
     )
     parser.add_argument(
         "--evaluator", default="hotcoco", help="hotcoco (default) or pycocotools, which is slow"

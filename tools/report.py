@@ -7,6 +7,7 @@ python tools/report.py output/x50 output/r50 --output comparison.html
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from resnext_det.errors import UserError
@@ -41,6 +42,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     silence_deprecations()
+    # of names in scripts that matplotlib's font lacks: the page has the reader's own fonts
+    warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
     args = parse_arguments()
     if len(args.runs) > 1:
         print(f"wrote {write_comparison(args.runs, args.output or Path('comparison.html'))}")

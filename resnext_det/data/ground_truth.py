@@ -14,19 +14,18 @@ from detectron2.data import (
 )
 from detectron2.structures import Instances, PolygonMasks
 from detectron2.utils.env import seed_all_rng
-from matplotlib.figure import Figure
+from PIL import Image
 
 from ..config import suggest
 from ..errors import UserError
 from .coco_splits import require_files
-from .drawing import Shown, draw_objects, save_figure
+from .drawing import Shown, bones_of, draw_objects, fitting_scale
 from .mapper import NamingDatasetMapper
+from .sheets import on_sheet, save_picture, with_title
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 SHEET_LIMIT = 100  # images; a larger sheet would not open in a viewer
-TITLE_PIXELS = 22  # above each picture
-_DPI = 100
-_SMALL = 480  # pixels; a picture whose longer side is below is shown at a multiple of its size
+_COLUMNS = 4  # of a sheet
 
 
 class _CrowdKeepingMapper(NamingDatasetMapper):
@@ -87,9 +86,10 @@ def draw_data(
     chosen = np.linspace(0, len(records) - 1, min(num, len(records)), dtype=int)
     metadata = MetadataCatalog.get(names[0])
     pictures = _pictures(cfg, records, chosen, metadata, train=train, augment=augment)
-    bones = _bones(metadata)
+    bones = bones_of(metadata)
     if sheet is not None:
-        _draw_sheet(pictures, len(chosen), bones, sheet)
+        drawn = (_draw(*rest, bones, shrink=True) for _, *rest in pictures)
+        save_picture(on_sheet(drawn, _COLUMNS), sheet)
         return [sheet]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def draw_data(
     written = []
     for index, (record, title, image, objects) in zip(chosen, pictures, strict=True):
         png = folder / f"{index:06d}_{Path(record['file_name']).stem}.png"
-        _draw_picture(title, image, objects, bones, png)
+        save_picture(_draw(title, image, objects, bones, shrink=False), png)
         written.append(png)
     return written
 
@@ -187,43 +187,15 @@ def _shape(instances: Instances, i: int) -> dict:
     return shape
 
 
-def _bones(metadata: Metadata) -> list[tuple[int, int]]:
-    names = metadata.get("keypoint_names") or ()
-    rules = metadata.get("keypoint_connection_rules") or ()
-    return [(names.index(a), names.index(b)) for a, b, _ in rules if {a, b} <= set(names)]
-
-
-def _draw_picture(
+def _draw(
     title: str,
     image: np.ndarray,
     objects: Sequence[Shown],
     bones: Sequence[tuple[int, int]],
-    png: Path,
-) -> None:
-    height, width = image.shape[:2]
-    scale = max(1, _SMALL // max(height, width))  # whole: a pixel stays square
-    height, width = height * scale, width * scale
-    total = height + TITLE_PIXELS
-    figure = Figure(figsize=((width + 0.01) / _DPI, (total + 0.01) / _DPI))  # rounded down
-    axes = figure.add_axes((0, 0, 1, height / total))
-    draw_objects(axes, image, objects, bones)
-    figure.text(4 / width, 1 - 15 / total, title, fontsize=8, parse_math=False)
-    save_figure(figure, png, _DPI)
-
-
-def _draw_sheet(
-    pictures: Iterator[tuple[Mapping, str, np.ndarray, list[Shown]]],
-    count: int,
-    bones: Sequence[tuple[int, int]],
-    file: Path,
-) -> None:
-    columns = min(count, 4)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(3.5 * columns, 3.7 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, (_, title, image, objects) in zip(grid.flat, pictures, strict=False):
-        draw_objects(axes, image, objects, bones)
-        axes.set_title(title, fontsize=7, parse_math=False)
-    save_figure(figure, file)
+    *,
+    shrink: bool,
+) -> Image.Image:
+    scale = fitting_scale(*image.shape[:2])
+    if not shrink:
+        scale = max(1, scale)
+    return with_title(draw_objects(image, objects, bones, scale=scale), title)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from ..atomic import PREFIX
 from ..errors import UserError
 from ..evaluation.summary import with_classes, write_json
 
@@ -52,7 +53,7 @@ def _tasks_of(folder: Path) -> dict:
 
 def remove_unfinished(output_dir: Path) -> None:
     """Remove what a killed process was writing when it died: temporary checkpoints."""
-    for file in output_dir.glob(".model_*.pth-*"):
+    for file in output_dir.glob(f"{PREFIX}*.pth"):
         file.unlink(missing_ok=True)
 
 

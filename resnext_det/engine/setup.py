@@ -26,6 +26,7 @@ from ..data.custom import (
     read_custom_data,
 )
 from ..errors import UserError
+from ..modeling.build import choose_device
 from .checks import check_config
 from .cluster import is_restarted, launcher_of_process
 from .launch import custom_pairs, evaluation_settings
@@ -165,25 +166,11 @@ def read_config(
     cfg = load_config(config_file, overrides, needs_weights=True)
     if change:
         change(cfg)
-    fell_back = _choose_device(cfg, overrides)
+    fell_back = choose_device(cfg, asked="MODEL.DEVICE" in overrides[::2])
     check_config(cfg, eval_only=eval_only)
     for name in cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         require_files(name)
     return cfg, fell_back
-
-
-def _choose_device(cfg: CfgNode, overrides: list[str]) -> bool:
-    """Use the CPU where no GPU is visible, unless the command line asks for a GPU.
-
-    Returns:
-        Whether the config's device was replaced.
-    """
-    if torch.cuda.is_available() or not cfg.MODEL.DEVICE.startswith("cuda"):
-        return False
-    if "MODEL.DEVICE" in overrides[::2]:
-        raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: no GPU is visible to torch")
-    cfg.MODEL.DEVICE = "cpu"
-    return True
 
 
 def without_sync_bn(cfg: CfgNode) -> list[str]:

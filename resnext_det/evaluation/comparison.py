@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from ..data.drawing import save_figure
 from ..errors import UserError
-from .pictures import read_metrics
+from .pictures import read_metrics, set_log_scale
 
 _TASKS = ("bbox", "segm", "keypoints")
 _COLOURS = colormaps["tab10"].colors
@@ -135,10 +135,7 @@ def _draw_panel(axes: Axes, runs: Sequence[Run], key: str) -> None:
                 x, y, marker=marker, markersize=4, linewidth=1.4, alpha=0.85, **_style(number)
             )
     if key == "total_loss":
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="y", which="minor", labelsize=8)
+        set_log_scale(axes)
     else:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

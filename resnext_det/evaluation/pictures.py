@@ -7,16 +7,20 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from PIL import Image
 
 from ..config import load_config
 from ..data.custom import data_of_run
-from ..data.drawing import Shown, draw_objects, save_figure
+from ..data.drawing import Shown, draw_objects, fitting_scale, save_figure
+from ..data.sheets import on_sheet, save_picture, with_title
 from ..errors import UserError
+from ..inference.inputs import read_image
 from .coco import evaluation_folder
+from .training import RunMetrics, planned_iterations
 
 _LOSSES = ("total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
 
@@ -49,12 +53,12 @@ def read_metrics(file: Path) -> list[dict]:
     return metrics
 
 
-def metrics_if_any(file: Path) -> list[dict]:
+def metrics_if_any(file: Path) -> RunMetrics:
     """Rows of `read_metrics`; none if there is no such file, or it is not readable."""
     try:
-        return read_metrics(file)
+        return RunMetrics(read_metrics(file), planned_iterations(file.parent / "config.yaml"))
     except UserError:
-        return []
+        return RunMetrics()
 
 
 def plot_curves(metrics: Sequence[Mapping], png: Path) -> None:
@@ -68,7 +72,8 @@ def plot_curves(metrics: Sequence[Mapping], png: Path) -> None:
     losses, rate, ap = figure.subplots(1, 3)
     for name in _LOSSES:
         _plot(losses, metrics, name)
-    losses.set(title="training losses (median of 20 iterations)", yscale="log")
+    losses.set(title="training losses (median of 20 iterations)")
+    set_log_scale(losses)
     _plot(rate, metrics, "lr")
     rate.set(title="learning rate")
     for task in ("bbox", "segm", "keypoints"):
@@ -81,6 +86,21 @@ def plot_curves(metrics: Sequence[Mapping], png: Path) -> None:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
     save_figure(figure, png)
+
+
+def set_log_scale(axes: Axes) -> None:
+    """Make the vertical axis logarithmic, with enough numbers to read it and none on another.
+
+    Call it when all lines are drawn.
+    """
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    low, high = axes.get_ylim()
+    if high < 100 * low:  # powers of ten alone would leave the axis nearly bare
+        # where it holds fewer than two of these, the locator takes evenly spaced values
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="y", which="minor", labelsize=8)
 
 
 def _plot(axes: Axes, metrics: Sequence[Mapping], name: str, **style: object) -> None:
@@ -106,6 +126,9 @@ def draw_sheet(
         png: the picture to write.
         images: how many images, evenly spread over the data set.
         threshold: detections with a lower score, 0 to 1, are left out.
+
+    Raises:
+        UserError: if an image cannot be read.
     """
     name = cfg.DATASETS.TEST[0]
     records = DatasetCatalog.get(name)
@@ -113,43 +136,34 @@ def draw_sheet(
     chosen = [
         records[i] for i in np.linspace(0, len(records) - 1, min(images, len(records)), dtype=int)
     ]
-    rows = (len(chosen) + 1) // 2
-    figure = Figure(figsize=(14, 3.7 * rows), layout="constrained")
-    grid = figure.subplots(rows, 4, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
     to_contiguous = metadata.thing_dataset_id_to_contiguous_id
-    for index, record in enumerate(chosen):
+    pictures = []
+    for record in chosen:
         found = [
-            {
-                "bbox": d["bbox"],
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": to_contiguous[d["category_id"]],
-                "score": d["score"],
-            }
+            {**d, "bbox_mode": BoxMode.XYWH_ABS, "category_id": to_contiguous[d["category_id"]]}
             for d in detections
             if d["image_id"] == record["image_id"] and d["score"] >= threshold
         ]
-        row, column = index // 2, 2 * (index % 2)
-        for offset, (title, items) in enumerate(
-            (("ground truth", record["annotations"]), (f"detected, score >= {threshold:g}", found))
-        ):
-            axes = grid[row, column + offset]
-            _draw_boxes(axes, record, metadata, items)
-            axes.set_title(f"{title}: {Path(record['file_name']).name}", fontsize=9)
-    save_figure(figure, png)
+        found.sort(key=lambda entry: entry["score"])  # the best on top
+        pictures.append(_draw_boxes(record, metadata, record["annotations"], "ground truth"))
+        pictures.append(_draw_boxes(record, metadata, found, f"score >= {threshold:g}"))
+    save_picture(on_sheet(pictures, min(4, len(pictures))), png)
 
 
-def _draw_boxes(axes: Axes, record: Mapping, metadata: Metadata, items: Sequence[Mapping]) -> None:
+def _draw_boxes(
+    record: Mapping, metadata: Metadata, items: Sequence[Mapping], title: str
+) -> Image.Image:
     shown = []
     for item in items:
         label = metadata.thing_classes[item["category_id"]]
         if "score" in item:
             label += f" {item['score']:.2f}"
-        box = BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS)
+        box = BoxMode.convert(list(item["bbox"]), item["bbox_mode"], BoxMode.XYXY_ABS)
         crowd = bool(item.get("iscrowd", 0))
         shown.append(Shown(box, item["category_id"], label, crowd=crowd))
-    draw_objects(axes, read_image(record["file_name"], format="RGB"), shown)
+    pixels = read_image(Path(record["file_name"]))[:, :, ::-1]
+    picture = draw_objects(pixels, shown, scale=fitting_scale(*pixels.shape[:2]))
+    return with_title(picture, f"{title}: {Path(record['file_name']).name}")
 
 
 def draw_run(run: Path, *, images: int = 8, threshold: float = 0.5) -> list[Path]:

@@ -30,7 +30,8 @@ def run_demo(
 
     Pictures have the name of their image, with a number where two have the same, and its size;
     small ones are enlarged. A video becomes `<name>.mp4` with the same size, frame rate and number
-    of frames, and `<name>.json`. An input that cannot be read is named in a warning and left out.
+    of frames, and `<name>.json`. An input that cannot be read, or nothing written of, is named in a
+    warning and left out. After a Ctrl-C what was found so far is written.
 
     Args:
         config: see `Predictor`.
@@ -42,8 +43,8 @@ def run_demo(
         say: gets a line about each input where no progress bar is shown.
 
     Raises:
-        UserError: for a mistake in these, if an output cannot be written, or if no input can be
-            read.
+        UserError: for a mistake in these, if a file of all images cannot be written, or if all
+            inputs are left out.
     """
     sources = find_sources(inputs)[: options.limit]
     require_apart(sources, output)
@@ -57,9 +58,12 @@ def run_demo(
         raise UserError(f"--output {output} cannot be made: {reason}") from error
     predictor = Predictor(config, weights, overrides=overrides, batch_size=options.batch)
     runner = Runner(predictor, output, options, len(sources))
-    with _progress(len(sources), say) as advance:
-        for source, line in runner.run(sources):
-            advance(f"{source.shown}: {line}")
+    try:
+        with _progress(len(sources), say) as advance:
+            for source, line in runner.run(sources):
+                advance(f"{source.shown}: {line}")
+    except KeyboardInterrupt:
+        return runner.finish(stopped=True)
     return runner.finish()
 
 

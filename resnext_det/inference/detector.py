@@ -1,21 +1,17 @@
 """From a config and weights to a detector that can be run: what `Predictor` is built of."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from torch import nn
 
-from ..config import add_resnext_config, check_keys, load_config
+from ..config import add_resnext_config, check_keys, head_of, load_config
 from ..data.custom import data_of_run
 from ..errors import UserError
 from ..modeling.build import build_detector
 from ..weights import StrictCheckpointer, settings_of
-
-logger = logging.getLogger(__name__)
 
 
 def read_config(config: str | Path | CfgNode, overrides: Sequence[str]) -> CfgNode:
@@ -56,30 +52,6 @@ def read_config(config: str | Path | CfgNode, overrides: Sequence[str]) -> CfgNo
     return cfg
 
 
-def choose_device(cfg: CfgNode, device: str | None, *, asked: bool) -> None:
-    """Put the device into the config; the CPU takes the place of a GPU that nobody asked for.
-
-    Args:
-        cfg: changed in place.
-        device: a caller's; None for MODEL.DEVICE.
-        asked: whether MODEL.DEVICE is a caller's word too, and no default.
-
-    Raises:
-        UserError: for a device that torch does not know, or a GPU that is not there.
-    """
-    cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
-    try:
-        kind = torch.device(cfg.MODEL.DEVICE).type
-    except RuntimeError as error:
-        raise UserError(f"device {cfg.MODEL.DEVICE!r}: name cpu, cuda or cuda:N") from error
-    if kind != "cuda" or torch.cuda.is_available():
-        return
-    if device or asked:
-        raise UserError(f"device {cfg.MODEL.DEVICE}: no GPU is visible to torch")
-    logger.warning("no GPU is visible: running on the CPU")
-    cfg.MODEL.DEVICE = "cpu"
-
-
 def metadata_of(cfg: CfgNode) -> Metadata:
     """Find the metadata of the data set that the config names, with `thing_classes`.
 
@@ -95,7 +67,7 @@ def metadata_of(cfg: CfgNode) -> Metadata:
             "known here: use the config.yaml in its run's folder, beside datasets.json, or "
             "register the data set's metadata first"
         )
-    key = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    key = head_of(cfg)
     count = cfg.MODEL[key].NUM_CLASSES
     if count != len(found.thing_classes):
         raise UserError(

@@ -24,8 +24,8 @@ def image_ids(dataset: str | None, images: Sequence[Image]) -> list[int]:
         images: distinct or not.
 
     Returns:
-        If all are images of the data set, by name and size, their ids in its annotation file;
-        else 1, 2, ...
+        If all are images of the data set, each by its name and size, their ids in its annotation
+        file; else 1, 2, ...
     """
     known = _known_ids(dataset) if dataset else {}
     if images and len(set(images)) == len(images) and all(image in known for image in images):
@@ -35,16 +35,21 @@ def image_ids(dataset: str | None, images: Sequence[Image]) -> list[int]:
 
 
 def _known_ids(dataset: str) -> dict[Image, int]:
-    """The data set's ids; none where it is not on this machine."""
-    known = {}
+    """The data set's ids; none where it is not on this machine.
+
+    Images that name and size do not tell apart are left out, and so are those without a size.
+    """
+    known: dict[Image, int] = {}
+    ambiguous = set()
     for file in _annotation_files(dataset):
         try:
             for item in json.loads(file.read_bytes())["images"]:
-                key = (Path(item["file_name"]).name, item["width"], item["height"])
-                known[key] = item["id"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
+                key = (Path(item["file_name"]).name, item.get("width"), item.get("height"))
+                if known.setdefault(key, item["id"]) != item["id"]:
+                    ambiguous.add(key)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{file} is no COCO annotation file: {error!r}") from error
-    return known
+    return {key: number for key, number in known.items() if key not in ambiguous}
 
 
 def _annotation_files(dataset: str) -> list[Path]:

@@ -1,5 +1,6 @@
 """A trained detector as a function of images."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from ..errors import UserError
-from .detector import choose_device, load_detector, metadata_of, read_config
+from ..modeling.build import choose_device
+from .detector import load_detector, metadata_of, read_config
 from .inputs import MAX_PIXELS, ImageInput, to_bgr
 from .outputs import to_dict
+
+logger = logging.getLogger(__name__)
 
 _WAITING_BATCHES = 4  # images that wait for others of their size, in batches
 
@@ -69,7 +73,8 @@ class Predictor:
         cfg = read_config(config, overrides)
         if weights is not None:
             cfg.MODEL.WEIGHTS = str(weights)
-        choose_device(cfg, device, asked="MODEL.DEVICE" in overrides[::2])
+        if choose_device(cfg, device, asked="MODEL.DEVICE" in overrides[::2]):
+            logger.warning("no GPU is visible: running on the CPU")
         self.metadata = metadata_of(cfg)
         self.class_names: list[str] = list(self.metadata.thing_classes)
         self.keypoint_names: list[str] = []
@@ -98,10 +103,14 @@ class Predictor:
             on the CPU, in pixels of the original image.
 
         Raises:
-            UserError: for an image that cannot be used; nothing is returned then.
+            UserError: for an image or a score that cannot be used; nothing is returned then.
         """
-        if not 0 <= score <= 1:
-            raise UserError(f"score {score}: a threshold lies from 0 to 1")
+        try:
+            inside = bool(0 <= score <= 1)
+        except (TypeError, ValueError):  # no number, or several
+            inside = False
+        if not inside:
+            raise UserError(f"score {score!r}: a threshold is a number from 0 to 1")
         if not isinstance(images, (list, tuple)):
             return self._detect([images], score)[0]
         return self._detect(images, score)

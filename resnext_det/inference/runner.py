@@ -14,11 +14,12 @@ from detectron2.structures import Instances
 from PIL import Image
 from tqdm import tqdm
 
-from ..atomic import replacing
+from ..data.drawing import bones_of
+from ..data.sheets import save_picture
 from ..errors import UserError
 from .collection import Collection, to_records, write_json
 from .inputs import decode_image, read_image
-from .pictures import bones_of, draw_detections
+from .pictures import draw_detections
 from .predictor import Predictor
 from .sources import Source
 from .video import open_video, writing_video
@@ -68,7 +69,8 @@ class Summary:
         images: images that were looked at.
         videos: likewise.
         detections: in all of them.
-        failed: inputs that could not be read.
+        failed: inputs that were left out: they could not be read, or nothing written of them.
+        stopped: whether it was ended before all inputs were looked at.
         written: the files that hold all images' detections.
     """
 
@@ -77,6 +79,7 @@ class Summary:
     detections: int = 0
     failed: list[Path] = field(default_factory=list)
     written: list[Path] = field(default_factory=list)
+    stopped: bool = False
 
     def __str__(self) -> str:
         seen = [_count(self.images, "image")] if self.images or not self.videos else []
@@ -85,11 +88,7 @@ class Summary:
 
 
 class Runner:
-    """A demo at work on its inputs.
-
-    Attributes:
-        summary: what was done so far.
-    """
+    """A demo at work on its inputs; `summary` says what was done so far."""
 
     def __init__(self, predictor: Predictor, output: Path, options: Options, total: int) -> None:
         """
@@ -110,8 +109,10 @@ class Runner:
     def run(self, sources: Sequence[Source]) -> Iterator[tuple[Source, str]]:
         """Yield each source when it is done, with what was found in it.
 
+        An input that cannot be read, or whose own picture cannot be written, is left out.
+
         Raises:
-            UserError: if an output cannot be written, or the only input cannot be read.
+            UserError: if that is the only input.
         """
         pictures = [source for source in sources if not source.is_video]
         # some at once, of which those of one size make a batch
@@ -120,17 +121,24 @@ class Runner:
             yield from self._run_images(pictures[start : start + count])
         for source in sources:
             if source.is_video:
-                yield source, self._run_video(source)
+                try:
+                    yield source, self._run_video(source)
+                except UserError as error:
+                    yield source, self._fail(source, error)
 
-    def finish(self) -> Summary:
+    def finish(self, *, stopped: bool = False) -> Summary:
         """Write the files that hold all images' detections.
 
+        Args:
+            stopped: whether `run` was ended before all inputs were looked at.
+
         Raises:
-            UserError: if one cannot be written, or no input could be read.
+            UserError: if one cannot be written, or all inputs were left out.
         """
+        self.summary.stopped = stopped
         if len(self.summary.failed) == self._total:
-            raise UserError(f"none of the {self._total} inputs can be read")
-        if not self.summary.detections:
+            raise UserError(f"all {self._total} inputs were left out")
+        if not (stopped or self.summary.detections):
             threshold = self._options.threshold
             logger.warning("nothing has a score of %g or more: try a lower --threshold", threshold)
         for wanted, name, write in (
@@ -168,8 +176,11 @@ class Runner:
             yield source, self._fail(source, reason)
             return
         for (source, image), instances in zip(images.items(), found, strict=True):
-            picture = self._draw(image, instances)
-            _save(picture, self._output / source.picture)
+            try:
+                save_picture(self._draw(image, instances), self._output / source.picture)
+            except UserError as error:
+                yield source, self._fail(source, error)
+                continue
             self._collection.add(source.shown, instances)
             self.summary.images += 1
             self.summary.detections += len(instances)
@@ -180,10 +191,7 @@ class Runner:
         names = self._predictor.class_names
         frames = []
         with contextlib.ExitStack() as stack:
-            try:
-                video = stack.enter_context(open_video(source.path))
-            except UserError as error:
-                return self._fail(source, error)
+            video = stack.enter_context(open_video(source.path))
             file = self._output / source.picture
             writer = stack.enter_context(writing_video(file, video.width, video.height, video.fps))
             total = min(video.num_frames, self._options.limit or video.num_frames) or None
@@ -211,7 +219,7 @@ class Runner:
         return draw_detections(image, instances, names, bones=self._bones, enlarge=enlarge)
 
     def _fail(self, source: Source, error: UserError) -> str:
-        """Note an input that cannot be read, and go on if it is one of several."""
+        """Note an input that is left out, and go on if it is one of several."""
         if self._total == 1:
             raise error
         logger.warning("%s", error)
@@ -226,11 +234,6 @@ def _read(source: Source, max_pixels: int) -> np.ndarray:
     if not content:
         raise UserError("input -: standard input is empty")
     return decode_image(content, max_pixels, "from standard input")
-
-
-def _save(picture: Image.Image, file: Path) -> None:
-    with replacing(file) as temporary:
-        picture.save(temporary, quality=92)  # of JPEG; PNG takes no notice
 
 
 def _in_words(instances: Instances, class_names: Sequence[str]) -> str:

@@ -55,7 +55,8 @@ def open_video(file: Path) -> Iterator[Video]:
     """Open a video for reading.
 
     Raises:
-        UserError: if OpenCV is absent, or the file cannot be read as a video.
+        UserError: if OpenCV is absent, the file cannot be read as a video, or its frames are less
+            than two pixels high or wide, which no encoder takes.
     """
     cv2 = _opencv()
     capture = cv2.VideoCapture(str(file))
@@ -63,11 +64,14 @@ def open_video(file: Path) -> Iterator[Video]:
         there, frame = capture.read() if capture.isOpened() else (False, None)
         if not there:
             raise UserError(f"cannot read video {file}: it is damaged or of an unknown format")
+        height, width = frame.shape[:2]
+        if min(height, width) < 2:
+            raise UserError(f"cannot use video {file}: {width} x {height} pixels are too few")
         fps = capture.get(cv2.CAP_PROP_FPS)
         if not (math.isfinite(fps) and fps > 0):
             raise UserError(f"cannot read video {file}: it does not say its frame rate")
         count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        yield Video(file, frame.shape[1], frame.shape[0], fps, count, capture, frame)
+        yield Video(file, width, height, fps, count, capture, frame)
     finally:
         capture.release()
 

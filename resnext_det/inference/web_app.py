@@ -64,7 +64,11 @@ def build_app(
     detector = _Detector(predictor, limits)
     app = Starlette(
         routes=[Route("/", show_page), Route("/detect", detector.answer, methods=["POST"])],
-        exception_handlers={Refusal: _explain_refusal, HTTPException: _explain_status},
+        exception_handlers={
+            Refusal: _explain_refusal,
+            HTTPException: _explain_status,
+            Exception: _explain_failure,
+        },
     )
     app.router.redirect_slashes = False
     return _Guard(app, None if host is None else {"localhost", "127.0.0.1", "::1", host})
@@ -104,6 +108,12 @@ async def _explain_status(request: Request, error: HTTPException) -> Response:
     words = {404: "There is nothing at this address.", 405: "This address takes no such request."}
     reason = words.get(error.status_code, error.detail)
     return JSONResponse({"error": reason}, status_code=error.status_code, headers=error.headers)
+
+
+async def _explain_failure(request: Request, error: Exception) -> Response:
+    """Of a mistake of ours; Starlette raises it again, so that the console has its traceback."""
+    reason = "The server failed on this request; its console says more."
+    return JSONResponse({"error": reason}, status_code=500)
 
 
 class _Detector:

@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+from detectron2.data.detection_utils import _apply_exif_orientation
 from detectron2.structures import Instances
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # what every browser can show
 HARD_MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow itself refuses
-_EXIF_ORIENTATION = 0x0112
 _PICTURE_SIDE = 2048  # pixels, at most
 
 
@@ -76,10 +76,10 @@ def upright_picture(image: Image.Image) -> str | None:
     Returns:
         A JPEG of at most 2048 pixels a side as a data URL; None where the file itself will do.
     """
-    turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
-    if not turned or image.format in ("JPEG", "MPO"):
+    turned = _apply_exif_orientation(image)  # as for the detector; damaged EXIF data is none
+    if turned is image or image.format in ("JPEG", "MPO"):
         return None
-    picture = ImageOps.exif_transpose(image).convert("RGB")
+    picture = turned.convert("RGB")
     picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
     return _data_url(picture, "JPEG", quality=90)
 

@@ -40,3 +40,30 @@ def build_detector(cfg: CfgNode) -> nn.Module:
     ):
         model = model.to(memory_format=torch.channels_last)
     return accelerate(model) if on_cpu and cfg.MODEL.FAST_LAYERS else model
+
+
+def choose_device(cfg: CfgNode, device: str | None = None, *, asked: bool) -> bool:
+    """Put the device into the config; the CPU takes the place of a GPU that nobody asked for.
+
+    Args:
+        cfg: changed in place.
+        device: a caller's; None for MODEL.DEVICE.
+        asked: whether MODEL.DEVICE is a caller's word too, and no default.
+
+    Returns:
+        Whether the CPU took the place of a GPU.
+
+    Raises:
+        UserError: for a device that torch does not know, or a GPU that is not there.
+    """
+    cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
+    try:
+        kind = torch.device(cfg.MODEL.DEVICE).type
+    except RuntimeError as error:
+        raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is not a device") from error
+    if kind != "cuda" or torch.cuda.is_available():
+        return False
+    if device or asked:
+        raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: no GPU is visible to torch")
+    cfg.MODEL.DEVICE = "cpu"
+    return True

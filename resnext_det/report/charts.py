@@ -9,9 +9,10 @@ from html import escape
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from ..evaluation.pictures import set_log_scale
 
 # Stand-ins that matplotlib can draw with; `_for_page` puts the page's colours in their place.
 _INK, _GRID = "#010101", "#020202"
@@ -100,7 +101,7 @@ def line_chart(
         if ylim:
             axes.set_ylim(*ylim)
         if log:
-            _log_scale(axes)
+            set_log_scale(axes)
         axes.grid(linewidth=0.6)
         if legend:
             longest = max(len(_short(line.label)) for line in series)
@@ -112,15 +113,6 @@ def line_chart(
 def _short(label: str) -> str:
     """A legend wider than its chart would leave no room for lines."""
     return label if len(label) <= 40 else f"{label[:25]}...{label[-12:]}"
-
-
-def _log_scale(axes: Axes) -> None:
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    if high < 30 * low:  # hardly a decade: powers of ten alone would leave the axis bare
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="y", which="minor", labelsize=8)
-    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def bar_chart(

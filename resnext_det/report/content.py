@@ -68,7 +68,7 @@ def _gallery(run: RunFiles, name: str, evaluation: Mapping, images: int, thresho
     try:
         records = DatasetCatalog.get(name)
         metadata = MetadataCatalog.get(name)
-    except (KeyError, UserError) as error:
+    except (KeyError, UserError, OSError, ImportError) as error:  # the latter of lvis
         reason = " ".join(str(error).split())[:200]  # it may name places, which the page must not
         logger.warning("the report shows no images: %s", reason)
         return {"missing": f"the data set {name} is not on this machine.", "groups": []}
@@ -102,20 +102,19 @@ def _start(start: Mapping, config_text: str) -> dict:
         return Path(word).name if word.startswith("/") and word not in config_text else word
 
     try:
-        words = shlex.split(str(start.get("command", "")))
+        words = shlex.split(start.get("command", ""))
     except ValueError:
         words = []
     fingerprints = [
         (name, Path(str(data.get("annotation_file", ""))).name, str(data.get("sha256", "")))
         for name, data in start.get("datasets", {}).items()
-        if isinstance(data, Mapping)
     ]
     git = start.get("git")
     return {
         **{key: start.get(key) for key in ("time", "seed", "device", "processes")},
         "command": shlex.join(place(word) for word in words),
         "versions": start.get("versions", {}),
-        "git": git if isinstance(git, Mapping) else None,
+        "git": git and {"commit": git["commit"], "changed": git.get("changed")},
         "datasets": fingerprints,
         "config_changes": start.get("config_changes", []),
     }

@@ -46,12 +46,21 @@ def check_starts(content: object) -> None:
     """Check the content of a run.json.
 
     Raises:
-        ValueError: if it is no list of objects.
+        ValueError: naming the first thing that is of another type.
     """
-    _require(isinstance(content, list), "it is not a list of starts")
-    for start in content:
-        for key in ("versions", "datasets"):
-            _mapping(_mapping(start, "a start").get(key, {}), key)
+    for start in _sequence(content, "the file"):
+        _require(isinstance(_mapping(start, "a start").get("command", ""), str), "command")
+        _mapping(start.get("versions", {}), "versions")
+        for name, data in _mapping(start.get("datasets", {}), "datasets").items():
+            _mapping(data, f"data set {name}")
+        _sequence(start.get("config_changes", []), "config_changes")
+        if start.get("processes") is not None:
+            _number(start["processes"], "processes")
+        if start.get("git") is not None:
+            _require(
+                isinstance(_mapping(start["git"], "git").get("commit"), str), "git has no commit"
+            )
+            _sequence(start["git"].get("changed", []), "git's changed")
 
 
 def _check_task(task: Mapping, name: str) -> None:

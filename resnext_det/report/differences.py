@@ -59,7 +59,28 @@ def _notes(runs: Sequence[RunFiles], names: Sequence[str], tested: Sequence[str]
                 shown = ", ".join(map(str, values))
                 notes.append(f"{dataset}: the runs differ in {what} ({shown}).")
                 break
+        else:
+            notes += _data_notes(runs, dataset)
     return notes
+
+
+def _data_notes(runs: Sequence[RunFiles], dataset: str) -> Iterator[str]:
+    """Whether runs mean other data by one name."""
+    found = [run.evaluations[dataset]["tasks"] for run in runs if dataset in run.evaluations]
+    for key, title in TASKS.items():
+        classes = [
+            [(c["name"], c["objects"]) for c in t[key]["classes"]] for t in found if key in t
+        ]
+        if any(other != classes[0] for other in classes[1:]):
+            counts = ", ".join(f"{len(c)} with {sum(n for _, n in c)}" for c in classes)
+            yield (
+                f"{dataset}: {title.lower()} were tested on other classes, or on other numbers of "
+                f"objects ({counts}): the data differ under one name."
+            )
+    last = [run.starts[-1].get("datasets", {}) for run in runs if run.starts]
+    sums = [str(d[dataset]["sha256"])[:12] for d in last if d.get(dataset, {}).get("sha256")]
+    if len(set(sums)) > 1:
+        yield f"{dataset}: the runs' annotation files differ (sha256 {', '.join(sums)})."
 
 
 def _figures(tasks: Sequence[Mapping | None]) -> list[dict]:

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,20 +9,18 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from PIL import Image
 from pycocotools import mask as mask_api
 
-from ..data.drawing import Shown, draw_objects
+from ..data.drawing import Shown, bones_of, draw_objects, fitting_scale
+from ..errors import UserError
+from ..inference.inputs import read_image
 
 IOU = 0.5  # at which a prediction is right
-_LONGER_SIDE = 400  # pixels of a picture in the page; small images are enlarged to it
-_DPI = 140  # with 7 point labels, readable where a page shows the picture smaller
+_FONT_PIXELS = 20  # readable where a page shows the picture at half its size
 _JPEG_QUALITY = 80
-_CROSS = " \N{BALLOT X}"  # on pictures, where words would cover each other
+
+Named = tuple[Mapping, str, str]  # an object or a prediction, its label, and what is odd about it
 
 
 @dataclass
@@ -116,78 +113,84 @@ def _match(image: Judged) -> None:
 def choose(judged: Sequence[Judged], count: int) -> tuple[list[Judged], list[Judged]]:
     """The best and the worst images by F1, half of `count` each and none twice.
 
-    Of equal ones the best have the most objects, the worst the most mistakes; images without
-    objects and predictions tell nothing and are left out.
+    Of equal ones the best have the most objects, the worst the most mistakes. An image in which
+    nothing is right is none of the best: then there are fewer of them, and more of the worst.
+    Images without objects and predictions tell nothing and are left out.
     """
     rated = [image for image in judged if image.f1 is not None]
     worst_first = sorted(
         range(len(rated)), key=lambda i: (rated[i].f1, -rated[i].mistakes, len(rated[i].truth), i)
     )
     count = min(count, len(rated))
-    worst = worst_first[: count // 2]
-    best = worst_first[::-1][: count - len(worst)]
+    good = [i for i in worst_first[::-1] if rated[i].f1 > 0]
+    best = good[: count - count // 2]
+    worst = [i for i in worst_first if i not in best][: count - len(best)]
     return [rated[i] for i in best], [rated[i] for i in worst]
 
 
 def describe(image: Judged, metadata: Metadata, threshold: float, tasks: Collection[str]) -> dict:
-    """What the page shows of an image: name, F1, two pictures as data URLs and their alt texts.
+    """What the page shows of an image: name, F1, two pictures as data URLs, and texts of each.
 
     Masks and keypoints are drawn where the run was evaluated on them. Where the image's file is
     absent or damaged, `missing` says why and there are no pictures.
+
+    Args:
+        image: of `judge`.
+        metadata: of its data set.
+        threshold: as of `judge`.
+        tasks: that the run was evaluated on.
     """
-    names = metadata.thing_classes
-    truth = [
-        names[o["category_id"]] + ("" if found else " (missed)")
-        for o, found in zip(image.truth, image.found, strict=True)
-    ]
-    truth += [f"{names[o['category_id']]} (crowd)" for o in image.crowds]
-    predictions = [
-        f"{names[p['category_id']]} {p['score']:.2f}" + (" (wrong)" if right is False else "")
-        for p, right in zip(image.predictions, image.right, strict=True)
-    ]
+    truth, predictions = _named(image, metadata.thing_classes)
     name = Path(image.record["file_name"]).name
+    texts = [
+        [label + (f" ({what})" if what else "") for _, label, what in items]
+        for items in (truth, predictions)
+    ]
     shown = {
         "name": name,
         "f1": image.f1,
         "right": image.right.count(True),
         "wrong": image.right.count(False),
         "missed": image.found.count(False),
-        "truth_alt": f"Ground truth of {name}: {', '.join(truth) or 'no object'}.",
+        "truth_texts": texts[0],
+        "predicted_texts": texts[1],
+        "truth_alt": f"Ground truth of {name}: {', '.join(texts[0]) or 'no object'}.",
         "predicted_alt": f"Predictions on {name} with a score of {threshold:g} or more: "
-        f"{', '.join(predictions) or 'none'}.",
+        f"{', '.join(texts[1]) or 'none'}.",
         "missing": None,
     }
     try:
-        pixels = read_image(image.record["file_name"], format="RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "it is no readable image"
-        return {**shown, "missing": f"{name} cannot be shown: {reason}"}
-    objects = [
-        (o, text, True) for o, text in zip(image.crowds, truth[len(image.truth) :], strict=True)
+        pixels = read_image(Path(image.record["file_name"]), name=name)[:, :, ::-1]
+    except UserError as error:
+        return {**shown, "missing": str(error)}
+    urls = []
+    for items in (truth, predictions):
+        # the first on top: of predictions the highest score, of objects those that are no crowds
+        drawn = [_shown(item, label, what, tasks) for item, label, what in items[::-1]]
+        urls.append(_jpeg(pixels, drawn, bones_of(metadata)))
+    return {**shown, "truth_url": urls[0], "predicted_url": urls[1]}
+
+
+def _named(image: Judged, names: Sequence[str]) -> tuple[list[Named], list[Named]]:
+    """Of an image the objects and the predictions."""
+    truth = [
+        (o, names[o["category_id"]], "" if found else "missed")
+        for o, found in zip(image.truth, image.found, strict=True)
     ]
-    objects += [(o, text, False) for o, text in zip(image.truth, truth, strict=False)]
-    drawn = [_shown(o, text, tasks, crowd=crowd) for o, text, crowd in objects]
-    predicted = [
-        _shown({"bbox_mode": BoxMode.XYWH_ABS, **p}, text, tasks)
-        for p, text in zip(image.predictions, predictions, strict=True)
+    truth += [(o, names[o["category_id"]], "crowd") for o in image.crowds]
+    predictions = [
+        (
+            {"bbox_mode": BoxMode.XYWH_ABS, **p},
+            f"{names[p['category_id']]} {p['score']:.2f}",
+            "wrong" if right is False else "",
+        )
+        for p, right in zip(image.predictions, image.right, strict=True)
     ]
-    predicted.reverse()  # the highest score on top
-    bones = _bones(metadata)
-    return {
-        **shown,
-        "truth_url": _jpeg(pixels, drawn, bones),
-        "predicted_url": _jpeg(pixels, predicted, bones),
-    }
+    return truth, predictions
 
 
-def _bones(metadata: Metadata) -> list[tuple[int, int]]:
-    names = metadata.get("keypoint_names") or ()
-    rules = metadata.get("keypoint_connection_rules") or ()
-    return [(names.index(a), names.index(b)) for a, b, _ in rules if {a, b} <= set(names)]
-
-
-def _shown(item: Mapping, text: str, tasks: Collection[str], *, crowd: bool = False) -> Shown:
-    """Of an object in Detectron2's format or a detection in COCO's."""
+def _shown(item: Mapping, label: str, what: str, tasks: Collection[str]) -> Shown:
+    """Of an object in Detectron2's format or a detection in COCO's, which may be something else."""
     mask = item.get("segmentation") if "segm" in tasks else None
     shape: dict = {}
     if isinstance(mask, list):
@@ -202,22 +205,16 @@ def _shown(item: Mapping, text: str, tasks: Collection[str], *, crowd: bool = Fa
             points[:, 2] = 2
         shape["keypoints"] = points
     box = BoxMode.convert(list(item["bbox"]), item["bbox_mode"], BoxMode.XYXY_ABS)
-    label = re.sub(r" \((wrong|missed)\)$", _CROSS, text)
-    return Shown(box, item["category_id"], label, crowd=crowd, **shape)
+    return Shown(
+        box, item["category_id"], label, crowd=what == "crowd",
+        wrong=what in ("wrong", "missed"), **shape,
+    )  # fmt: skip
 
 
 def _jpeg(pixels: np.ndarray, objects: Sequence[Shown], bones: Sequence[tuple[int, int]]) -> str:
     """Draw objects on (H, W, 3) RGB uint8, and give a data URL."""
-    height, width = pixels.shape[:2]
-    scale = _LONGER_SIDE / max(height, width)
-    if scale > 1:
-        scale = max(1, round(scale))  # whole: pixels stay square
-    size = (max(1, width * scale) / _DPI, max(1, height * scale) / _DPI)
-    figure = Figure(figsize=size, dpi=_DPI)
-    canvas = FigureCanvasAgg(figure)
-    draw_objects(figure.add_axes((0, 0, 1, 1)), pixels, objects, bones)
-    canvas.draw()
+    scale = fitting_scale(*pixels.shape[:2])
+    picture = draw_objects(pixels, objects, bones, scale=scale, font_size=_FONT_PIXELS)
     file = io.BytesIO()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    image.save(file, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    picture.save(file, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

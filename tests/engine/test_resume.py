@@ -225,10 +225,10 @@ def test_without_a_marker_the_most_iterations_count_and_not_a_name(tmp_path):
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     output = tmp_path / "output"
     output.mkdir()
-    (output / ".model_0000003.pth-abc.pth").write_bytes(b"half")
+    (output / ".writing-abc.pth").write_bytes(b"half")
     run = Run(tmp_path, output, "SOLVER.MAX_ITER", "1", "SOLVER.CHECKPOINT_PERIOD", "0")
     assert run.wait() == 0, run.console
-    assert not list(output.glob(".model*"))
+    assert not list(output.glob(".writing-*"))
     assert (output / "model_final.pth").is_file()
 
 
@@ -277,6 +277,6 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_intact(tmp_path):
         assert "Traceback" not in run.console
         kept = output / _marker(output)
         assert torch.load(kept, weights_only=True)["iteration"] == int(kept.stem[6:])
-        assert not list(output.glob(".model*"))
+        assert not list(output.glob(".writing-*"))
     finally:
         os.system(f"umount {output}")

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from resnext_det import Predictor
 from resnext_det.data.shapes import draw_image
 from resnext_det.errors import UserError
+from resnext_det.inference.collection import Collection
 from resnext_det.inference.demo import run_demo
 from resnext_det.inference.runner import Options
 from resnext_det.inference.sources import find_sources
@@ -139,7 +141,7 @@ def test_the_only_input_or_all_that_cannot_be_read_are_an_error(demo, folder):
         (folder / name).write_bytes(b"x")
     with pytest.raises(UserError, match=r"cannot read image .*x.jpg"):
         demo(folder / "x.jpg")
-    with pytest.raises(UserError, match="none of the 2 inputs can be read"):
+    with pytest.raises(UserError, match="all 2 inputs were left out"):
         demo(folder / "x.jpg", folder / "y.jpg")
 
 
@@ -273,6 +275,51 @@ def test_a_damaged_video_is_named_and_leaves_nothing(demo, frames, folder, tmp_p
     assert "cannot read video" in caplog.text
 
 
+def test_a_video_that_no_encoder_takes_is_left_out(demo, frames, folder, tmp_path, caplog):
+    thin = [np.ascontiguousarray(frame[:, :1]) for frame in frames]
+    write_video(tmp_path / "thin.avi", thin, codec="MJPG")
+    summary = demo(tmp_path / "thin.avi", folder, json=True)
+    assert (summary.images, summary.failed) == (3, [tmp_path / "thin.avi"])
+    assert "thin.avi: 1 x 128 pixels are too few" in caplog.text
+    assert "predictions.json" in names(tmp_path / "out")
+
+
+def test_what_cannot_be_written_is_left_out_and_the_others_are_kept(
+    demo, frames, folder, tmp_path, caplog
+):
+    write_video(tmp_path / "film.mp4", frames)
+    for name in ("a.jpg", "film.mp4"):  # a folder is in the way
+        (tmp_path / "out" / name / "full").mkdir(parents=True)
+    summary = demo(folder, tmp_path / "film.mp4", json=True, csv=True)
+    assert (summary.images, summary.videos) == (2, 0)
+    assert {p.name for p in summary.failed} == {"a.jpg", "film.mp4"}
+    assert "a.jpg cannot be written" in caplog.text and "film.mp4 cannot be" in caplog.text
+    content = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [Path(i["file"]).name for i in content["images"]] == ["b.png", "c.bmp"]
+
+
+def test_names_as_long_as_the_file_system_takes_are_written(demo, folder, tmp_path):
+    long = folder / ("x" * 251 + ".png")
+    (folder / "b.png").rename(long)
+    assert demo(folder).failed == []
+    assert long.name in names(tmp_path / "out")
+
+
+def test_ctrl_c_writes_what_was_found_so_far(demo, folder, tmp_path, monkeypatch):
+    collected = Collection.add
+
+    def interrupt(collection, file, instances):
+        if collection.images:
+            raise KeyboardInterrupt
+        collected(collection, file, instances)
+
+    monkeypatch.setattr(Collection, "add", interrupt)
+    summary = demo(folder, json=True)
+    assert summary.stopped and summary.images == 1
+    content = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [Path(i["file"]).name for i in content["images"]] == ["a.jpg"]
+
+
 def test_without_opencv_the_extra_is_named(demo, frames, tmp_path, monkeypatch):
     write_video(tmp_path / "film.mp4", frames)
     original = builtins.__import__
@@ -290,7 +337,11 @@ def test_without_opencv_the_extra_is_named(demo, frames, tmp_path, monkeypatch):
 def test_a_video_that_could_not_be_written_is_an_error(demo, frames, tmp_path, monkeypatch):
     write_video(tmp_path / "film.mp4", frames)
 
-    class Full(cv2.VideoWriter):  # as on a full disk, where OpenCV says nothing
+    class Full:  # as on a full disk, where OpenCV says nothing; its types must not be derived from
+        def __init__(self, *arguments, real=cv2.VideoWriter):
+            self._writer = real(*arguments)
+            self.isOpened, self.release = self._writer.isOpened, self._writer.release
+
         def write(self, frame):
             pass
 
@@ -350,7 +401,7 @@ def test_the_tool_prints_a_line_an_image_and_ends_with_1_for_unreadable_ones(run
     (folder / "d.png").write_bytes(b"x")
     done = run_tool(*words, datasets=tmp_path, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: inputs that could not be read: 1")
+    assert done.stderr.splitlines()[-1].startswith("error: inputs that were left out: 1")
     assert "3 images" in done.stdout and "Traceback" not in done.stderr
 
 
@@ -387,3 +438,20 @@ def test_the_tools_errors_are_one_line(tool, run, folder, tmp_path, monkeypatch)
             tool.main()
         assert caught.value.code.startswith("error: ") and message in caught.value.code
         assert "\n" not in caught.value.code
+
+
+def test_the_tool_says_in_one_line_that_it_was_stopped(
+    tool, run, folder, tmp_path, monkeypatch, capsys
+):
+    def interrupt(collection, file, instances):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Collection, "add", interrupt)
+    words = ("--config-file", run[0], "--weights", run[1], "--input", folder, "--json")
+    words = ("demo.py", *words, "--output", tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    with pytest.raises(SystemExit) as caught:
+        tool.main()
+    assert caught.value.code == 130
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("stopped: 0 images") and lines[1].startswith("wrote ")

@@ -6,13 +6,13 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
-from matplotlib.colors import to_rgb
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
+from resnext_det.data import drawing
 from resnext_det.data.drawing import MASK_OPACITY, class_colour
-from resnext_det.inference import pictures
 from resnext_det.inference.collection import Collection, to_records
+from resnext_det.inference.image_ids import image_ids
 from resnext_det.inference.pictures import draw_detections
 from tests.helpers import TINY_COCO, needs_tiny_coco
 
@@ -47,7 +47,7 @@ def metadata():
 
 
 def rgb(class_id):
-    return np.array(to_rgb(class_colour(class_id))) * 255
+    return np.array(class_colour(class_id), float)
 
 
 def test_records_are_plain_and_their_masks_are_cocos():
@@ -162,8 +162,8 @@ def test_a_label_lies_wholly_in_the_picture(box, monkeypatch):
         labels.append(draw_label(*arguments))
         return labels[-1]
 
-    draw_label = pictures._draw_label
-    monkeypatch.setattr(pictures, "_draw_label", record)
+    draw_label = drawing.draw_label
+    monkeypatch.setattr(drawing, "draw_label", record)
     found = instances(400, 500, scores=(0.5,), classes=(2,))
     found.pred_boxes = Boxes(torch.tensor([box], dtype=torch.float32))
     draw_detections(np.full((400, 500, 3), GREY, np.uint8), found, NAMES)
@@ -194,3 +194,31 @@ def test_keypoints_are_joined_where_both_ends_were_found():
     np.testing.assert_array_equal(picture[300, 370], GREY)
     np.testing.assert_array_equal(picture[300, 320], (255, 255, 255))
     np.testing.assert_array_equal(picture[300, 420], GREY)
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A data set of which only the annotation file's images are known."""
+
+    def listed(*images):
+        file = tmp_path / "listed.json"
+        file.write_text(json.dumps({"images": list(images)}))
+        MetadataCatalog.get("listed").json_file = str(file)
+        return "listed"
+
+    yield listed
+    MetadataCatalog.remove("listed")
+
+
+def test_images_that_a_name_does_not_tell_apart_get_no_id_of_the_set(listed):
+    same = {"width": 64, "height": 48}
+    files = ("a/1.png", "b/1.png", "2.png")
+    name = listed(*({"id": 10 + i, "file_name": f, **same} for i, f in enumerate(files)))
+    assert image_ids(name, [("2.png", 64, 48)]) == [12]
+    assert image_ids(name, [("1.png", 64, 48)]) == [1]
+    assert image_ids(name, [("2.png", 64, 48), ("1.png", 64, 48)]) == [1, 2]
+
+
+def test_an_image_without_a_size_is_an_unknown_one(listed):
+    name = listed({"id": 10, "file_name": "1.png"})
+    assert image_ids(name, [("1.png", 64, 48)]) == [1]

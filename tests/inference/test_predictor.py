@@ -236,16 +236,16 @@ def test_without_a_gpu_it_runs_on_the_cpu_and_says_so(run, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert Predictor(cfg, run[1]).cfg.MODEL.DEVICE == "cpu"
     assert "no GPU is visible: running on the CPU" in caplog.text
-    with pytest.raises(UserError, match="device cuda: no GPU is visible"):
+    with pytest.raises(UserError, match="MODEL.DEVICE cuda: no GPU is visible"):
         Predictor(cfg, run[1], device="cuda")
-    with pytest.raises(UserError, match="device cuda:1: no GPU is visible"):
+    with pytest.raises(UserError, match="MODEL.DEVICE cuda:1: no GPU is visible"):
         Predictor(run[0], run[1], overrides=["MODEL.DEVICE", "cuda:1"])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"device": "banana"}, "device 'banana': name cpu, cuda"),
+        ({"device": "banana"}, "MODEL.DEVICE 'banana' is not a device"),
         ({"batch_size": 0}, "batch size 0"),
         ({"overrides": ["INPUT.FORMAT", "L"]}, "INPUT.FORMAT L"),
         ({"overrides": ["MODEL.META_ARCHITECTURE", "ProposalNetwork"]}, "ProposalNetwork"),
@@ -265,9 +265,9 @@ def test_overrides_do_not_go_with_a_config_object(run):
         Predictor(small_config(), run[1], overrides=["MODEL.DEVICE", "cpu"])
 
 
-@pytest.mark.parametrize("score", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("score", [-0.1, 1.1, float("nan"), "x", None, np.zeros(2)])
 def test_a_score_that_is_none_is_refused(score, predictor, images):
-    with pytest.raises(UserError, match="a threshold lies from 0 to 1"):
+    with pytest.raises(UserError, match="a threshold is a number from 0 to 1"):
         predictor(images[0], score=score)
 
 

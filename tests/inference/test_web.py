@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from resnext_det.errors import UserError
-from resnext_det.inference import web, web_server
+from resnext_det.inference import web, web_app, web_server
 from resnext_det.inference.web import Limits, run_webdemo
 from resnext_det.inference.web_server import listen
 from tests.inference.web_demo import (
@@ -111,6 +111,23 @@ def test_boxes_are_those_of_the_upright_image(url, kind, orientation):
         picture = Image.open(io.BytesIO(base64.b64decode(answer["picture"].split(",")[1])))
         difference = abs(np.asarray(picture).astype(int) - np.asarray(coloured_image()))
         assert picture.size == (320, 200) and difference.mean() < 10
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_data_is_none(url, kind):
+    content = encoded(coloured_image(), kind, exif=b"Exif\0\0nothing of that kind", quality=95)
+    status, answer = ask(url, content)
+    assert status == 200 and answer["picture"] is None
+    assert (answer["width"], answer["height"]) == (320, 200)
+    assert len(answer["detections"]) == 3
+
+
+def test_a_mistake_of_the_server_itself_is_answered_in_words(url, monkeypatch):
+    monkeypatch.setattr(web_app, "upright_picture", lambda image: 1 / 0)
+    status, answer = ask(url, IMAGE)
+    assert status == 500 and "console says more" in answer["error"]
+    monkeypatch.undo()
+    assert ask(url, IMAGE)[0] == 200
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
-from PIL import Image, ImageOps
+from PIL import Image
 
+from resnext_det.inference.inputs import pil_to_bgr
 from resnext_det.inference.web import Limits
 from resnext_det.inference.web_app import build_app
 from resnext_det.inference.web_server import build_server, listen
@@ -52,7 +53,7 @@ class ColourDetector:
         self._running -= 1
         if self.error:
             raise self.error
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
+        pixels = pil_to_bgr(image)[:, :, ::-1].astype(int)
         found = Instances(pixels.shape[:2])
         masks = {n: (abs(pixels - COLOURS[n]) < 100).all(axis=2) for n in COLOURS}
         kept = {n: mask for n, mask in masks.items() if mask.any()}

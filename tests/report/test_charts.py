@@ -1,9 +1,13 @@
+import itertools
 import re
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
+from resnext_det.evaluation.pictures import set_log_scale
 from resnext_det.report.charts import Series, bar_chart, line_chart, matrix_chart, sparkline
 
 NASTY = '</svg><script>x</script> $a_b$ "q" url(#there) #010101'
@@ -64,6 +68,23 @@ def test_series_differ_by_colour_and_by_dashes():
     assert all(of)
     dashed = ["stroke-dasharray" in next(iter(group)) for group in of]
     assert dashed == [False, True]
+
+
+@pytest.mark.parametrize("factor", [1.1, 1.6, 3, 8, 10, 20, 29, 90, 1000])
+@pytest.mark.parametrize("low", [0.011, 0.3, 0.9])
+def test_a_logarithmic_axis_has_numbers_and_none_on_another(factor, low):
+    figure = Figure(figsize=(4.4, 3.2), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot([0, 1], [low, factor * low])
+    set_log_scale(axes)
+    canvas.draw()
+    ticks = [*axes.yaxis.get_major_ticks(), *axes.yaxis.get_minor_ticks()]
+    bounds = axes.get_window_extent()
+    boxes = [t.label1.get_window_extent() for t in ticks if t.label1.get_text()]
+    boxes = sorted((b.y0, b.y1) for b in boxes if bounds.y0 <= (b.y0 + b.y1) / 2 <= bounds.y1)
+    assert len(boxes) >= 2
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(boxes))
 
 
 def test_the_same_chart_is_the_same_text():

@@ -1,9 +1,11 @@
+import json
+
 import pytest
 
 from resnext_det.errors import UserError
 from resnext_det.report import write_comparison
 from tests.helpers import REPO, run_tool
-from tests.report.runs import Page, evaluation, write_data, write_run
+from tests.report.runs import CLASSES, START, Page, evaluation, write_data, write_run
 
 
 @pytest.fixture
@@ -51,6 +53,37 @@ def test_what_makes_runs_not_comparable_is_said(tmp_path):
     assert "a: not evaluated on other." in page.text
     assert "one: the runs differ in images (4, 2)." in page.text
     assert page.rows_named("AP")[1][0] == "n/a"
+
+
+@pytest.mark.parametrize(
+    ("classes", "seed", "note"),
+    [
+        (CLASSES, 0, None),
+        (CLASSES, 1, "boxes were tested on other classes, or on other numbers of objects"),
+        (CLASSES[::-1], 0, "boxes were tested on other classes"),
+    ],
+)
+def test_other_data_under_one_name_is_said(classes, seed, note, tmp_path):
+    data = {"custom_val": write_data(tmp_path / "data")}
+    runs = []
+    for name, content in (("a", evaluation()), ("b", evaluation(classes, seed=seed))):
+        runs.append(write_run(tmp_path / name, data, {"custom_val": content}))
+    page = Page(write_comparison(runs, tmp_path / "c.html"))
+    assert ("differ under one name" in page.text) is (note is not None)
+    assert note is None or f"custom_val: {note}" in page.text
+
+
+def test_other_annotation_files_are_said(tmp_path):
+    data = {"custom_val": write_data(tmp_path / "data")}
+    runs = [write_run(tmp_path / n, data, {"custom_val": evaluation()}) for n in "abc"]
+    for run, digest in zip(runs, ("feed", "f00d", None), strict=True):
+        sums = {"custom_val": {"annotation_file": "val.json", "sha256": digest}} if digest else {}
+        earlier = {**START, "datasets": {"custom_val": {"sha256": "01d"}}}
+        (run / "run.json").write_text(json.dumps([earlier, {**START, "datasets": sums}]))
+    page = Page(write_comparison(runs, tmp_path / "c.html"))
+    assert "the runs' annotation files differ (sha256 feed, f00d)" in page.text
+    page = Page(write_comparison(runs[1:], tmp_path / "c.html"))  # of one it is not known
+    assert "annotation files differ" not in page.text
 
 
 def test_a_class_and_a_figure_that_one_run_lacks_are_not_available(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from resnext_det.errors import UserError
 from resnext_det.report import write_report
 from tests.helpers import REPO, run_tool
-from tests.report.runs import CLASSES, Page, evaluation, undefined, write_data, write_run
+from tests.report.runs import CLASSES, START, Page, evaluation, undefined, write_data, write_run
 
 NASTY = "<script>alert('1')</script>"
 
@@ -57,6 +57,14 @@ def test_it_says_what_the_run_was(make):
         assert words in page.text.replace("\N{NO-BREAK SPACE}", " ")
     assert "train_net.py --config-file quick/x OUTPUT_DIR out" in page.text
     assert "NUM_GROUPS: 8" in page.text
+
+
+def test_what_a_start_did_not_record_is_not_made_up(make):
+    run = make()
+    write(run, "run.json", [{"time": "2026-01-02", "git": {"commit": "0123abc"}}])
+    page = Page(write_report(run))
+    assert "0123abc" in page.text and "unchanged" not in page.text
+    assert page.text.count("not recorded") == 3  # command, seed, device
 
 
 def test_it_names_no_place_that_the_config_does_not_name(make):
@@ -156,6 +164,19 @@ def test_eighty_classes_are_readable(make):
     assert page.rows_named("80")[0][0] == "class 79"  # its number in the picture
 
 
+def test_every_object_and_prediction_is_named_below_its_picture(make):
+    entry = {"image_id": 1, "bbox": [10, 10, 20, 16]}
+    found = [
+        {**entry, "category_id": i % 3 + 1, "score": round(0.9 - i / 100, 2)} for i in range(12)
+    ]
+    page = Page(write_report(make(images=1, detections={"custom_val": found})))
+    assert "Ground truth: circle" in page.text
+    assert "Predictions: 12" in page.text  # folded
+    for number, entry in enumerate(found):
+        wrong = " (wrong)" if number else ""
+        assert f"{CLASSES[number % 3]} {entry['score']:.2f}{wrong}" in page.text
+
+
 def test_one_image_is_shown_once(make):
     page = Page(write_report(make(images=1)))
     assert "Best images" in page.text and "Worst images" not in page.text
@@ -238,13 +259,22 @@ def test_a_data_set_that_is_not_there_is_said_without_its_place(make, tmp_path, 
     assert "val.json" in caplog.text and str(tmp_path / "data-run") not in text
 
 
+@pytest.mark.parametrize("name", ["coco_2017_val", "lvis_v1_val"])
+def test_a_set_of_detectron2s_own_that_is_not_there_is_said(name, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)  # where Detectron2 looks for ./datasets
+    run = write_run(tmp_path / "run", {}, {name: evaluation(dataset=name)})
+    page = Page(write_report(run))
+    assert f"The images cannot be shown: the data set {name} is not on this machine" in page.text
+    assert "the report shows no images: " in caplog.text
+
+
 def test_an_image_that_is_absent_or_damaged_is_named_and_the_others_are_shown(make, tmp_path):
     run = make()
     (tmp_path / "data-run/0.png").unlink()
     (tmp_path / "data-run/1.png").write_bytes(b"\x89PNG not")
     page = Page(write_report(run))
-    assert "0.png cannot be shown: No such file or directory" in page.text
-    assert "1.png cannot be shown: it is no readable image" in page.text
+    assert "Cannot read image 0.png: there is no such file." in page.text
+    assert "Cannot read image 1.png: it is none of" in page.text
     assert sum(tag == "img" for tag, _ in page.tags) == 4
 
 
@@ -296,6 +326,11 @@ def ragged():
         (lambda run: write(run, "inference/evaluation.json", ragged()), "matrix is not square"),
         (lambda run: write(run, "metrics.json", "{\n"), "not a readable metrics.json"),
         (lambda run: write(run, "run.json", "{}"), "run.json is damaged"),
+        (lambda run: write(run, "run.json", [{**START, "git": {}}]), "git has no commit"),
+        (lambda run: write(run, "run.json", [{**START, "git": "x"}]), "git is no object"),
+        (lambda run: write(run, "run.json", [{**START, "config_changes": 1}]), "config_changes is"),
+        (lambda run: write(run, "run.json", [{**START, "processes": "x"}]), "processes is no num"),
+        (lambda run: write(run, "run.json", [{**START, "datasets": {"a": 1}}]), "data set a is no"),
         (lambda run: write(run, "datasets.json", "[1]"), "datasets.json is damaged"),
         (
             lambda run: write(run, "inference/coco_instances_results.json", [{"score": 1}]),
@@ -343,6 +378,14 @@ def test_values_that_cannot_be_are_refused(options, message, make, tmp_path):
         options = {"output": tmp_path / options["output"]}
     with pytest.raises(UserError, match=message):
         write_report(make(), **options)
+
+
+def test_the_tool_says_nothing_of_scripts_that_a_font_lacks(make, tmp_path):
+    names = ("\u5706\u5f62", "\u65b9\u5f62", "\u661f")
+    runs = [make(name=name, classes=names) for name in ("\u8fd0\u884c", "run")]
+    for words in ((runs[0],), runs):
+        done = run_tool(REPO / "tools/report.py", *words, datasets=tmp_path, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_tool_writes_the_page_and_prints_errors_without_a_traceback(make, tmp_path):

@@ -108,3 +108,12 @@ def test_lines_and_text_of_charts_are_seen_in_the_dark(browser, pages):
     assert "rgb(230, 233, 237)" in colours["dark"] and "rgb(28, 33, 40)" in colours["light"]
     drawn = {s: {c for c in found if c != "none"} for s, found in colours.items()}
     assert not drawn["light"] & drawn["dark"]
+
+
+def test_paper_has_a_margin(browser, pages):
+    with open_page(browser, pages["few"]) as page:
+        margins = page.evaluate(
+            "[...document.styleSheets[0].cssRules].filter((r) => r instanceof CSSPageRule)"
+            ".map((r) => r.style.margin)"
+        )
+    assert margins == ["12mm"]

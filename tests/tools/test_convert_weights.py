@@ -190,7 +190,7 @@ runpy.run_path({tool!r}, run_name="__main__")
     [
         (signal.SIGTERM, 143, []),
         (signal.SIGINT, 130, []),
-        (signal.SIGKILL, -signal.SIGKILL, [r"\.o\.pth-\w+\.pth"]),  # which no process can mend
+        (signal.SIGKILL, -signal.SIGKILL, [r"\.writing-\w+\.pth"]),  # which no process can mend
     ],
 )
 def test_a_conversion_that_is_killed_leaves_no_output(number, status, leaves, public, tmp_path):
@@ -205,7 +205,7 @@ def test_a_conversion_that_is_killed_leaves_no_output(number, status, leaves, pu
         while not there.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         assert there.exists()
-        assert len(list(out.parent.glob(".o.pth-*.pth"))) == 1  # the temporary file
+        assert len(list(out.parent.glob(".writing-*.pth"))) == 1  # the temporary file
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     finally:

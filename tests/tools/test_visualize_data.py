@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from matplotlib.colors import to_rgb
 from PIL import Image
 
 import resnext_det
 from resnext_det.data.drawing import MASK_OPACITY, class_colour
-from resnext_det.data.ground_truth import TITLE_PIXELS, draw_data
+from resnext_det.data.ground_truth import draw_data
+from resnext_det.data.sheets import TITLE_PIXELS
 from resnext_det.errors import UserError
 from tests.helpers import REPO, run_tool
 
@@ -23,7 +23,7 @@ CROWD = (70, 40, 110, 90)
 
 
 def colour(class_id):
-    return np.array(to_rgb(class_colour(class_id))) * 255
+    return np.array(class_colour(class_id), float)
 
 
 @pytest.fixture
@@ -71,8 +71,7 @@ def test_boxes_and_masks_stand_where_the_objects_are(
     middle = (y0 + y1) // 2, (x0 + x1) // 2
     blended = MASK_OPACITY * colour(1) + (1 - MASK_OPACITY) * np.array(BACKGROUND)
     np.testing.assert_allclose(image[middle], blended, atol=2)
-    # a line, 2.5 pixels wide, is centred on the pixel after the edge
-    for row, column in ((middle[0], x0), (middle[0], x1), (y1, middle[1])):
+    for row, column in ((middle[0], x0), (middle[0], x1 - 1), (y1 - 1, middle[1])):
         np.testing.assert_allclose(image[row, column], colour(1), atol=2)
     for row, column in ((middle[0], x0 - 6), (middle[0], x1 + 6), (y1 + 6, middle[1])):
         np.testing.assert_allclose(image[row, column], BACKGROUND, atol=1)
@@ -83,10 +82,10 @@ def test_a_crowd_is_dashed_and_has_no_mask(cfg, tmp_path):
     image = pixels(file)
     x0, y0, x1, y1 = (SCALE * v for v in CROWD)
     np.testing.assert_allclose(image[(y0 + y1) // 2, (x0 + x1) // 2], BACKGROUND, atol=1)
-    edge = np.abs(image[y0 + 5 : y1 - 5, x1] - colour(0)).max(axis=1) < 3
+    edge = np.abs(image[y0 + 5 : y1 - 5, x1 - 1] - colour(0)).max(axis=1) < 3
     assert 0.3 < edge.mean() < 0.9
     x1, y0, y1 = (SCALE * BOX[i] for i in (2, 1, 3))
-    solid = np.abs(image[y0 + 5 : y1 - 5, x1] - colour(1)).max(axis=1) < 3
+    solid = np.abs(image[y0 + 5 : y1 - 5, x1 - 1] - colour(1)).max(axis=1) < 3
     assert solid.all()
 
 
@@ -99,7 +98,7 @@ def test_boxes_follow_the_flip(cfg, tmp_path):
         image = pixels(file)
         at = {
             name: np.abs(image[row, SCALE * x] - colour(1)).max() < 3
-            for name, x in (("as it is", BOX[0]), ("flipped", 120 - BOX[0]))
+            for name, x in (("as it is", BOX[0]), ("flipped", 120 - BOX[2]))
         }
         assert sum(at.values()) == 1
         sides.add(max(at, key=at.get))
