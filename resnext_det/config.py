@@ -168,6 +168,11 @@ def _refuse_unclear_keys(path: Path) -> None:
             nodes.append(value)
 
 
+def head_of(cfg: CfgNode) -> str:
+    """The block of `cfg.MODEL` that has the classes and the thresholds of detections."""
+    return "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+
+
 def check_keys(cfg: CfgNode, known: CfgNode | None = None) -> None:
     """Refuse keys that nobody reads: yacs lets Python assign to any name, in any place.
 

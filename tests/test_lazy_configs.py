@@ -18,6 +18,7 @@ from detectron2.utils.events import EventStorage
 import resnext_det
 from resnext_det.config import config_dir
 from resnext_det.data import NamingDatasetMapper, shapes
+from resnext_det.data.custom import CustomData
 from resnext_det.engine import Trainer, argument_parser, run_job
 from resnext_det.engine.lazy import train_or_evaluate_lazy
 from resnext_det.engine.lazy_config import load_lazy_config
@@ -200,6 +201,39 @@ def test_it_trains_evaluates_resumes_and_writes_its_files(job, tmp_path, capsys)
     assert state["iteration"] == 2
     steps = {s["step"].item() for s in state["trainer"]["optimizer"]["state"].values()}
     assert steps == {3}  # AdamW counts on where the checkpoint left it
+
+
+def test_a_low_ap_is_judged_by_the_finished_training_alone(job, tmp_path, capsys):
+    words = (*FAST[1:], "train.max_iter=3", "train.eval_period=1")
+    assert job(*words) == 0
+    printed = capsys.readouterr().out
+    told = "the model is probably not trained enough: training had 3 iterations"
+    assert printed.count(told) == 1  # of three evaluations that of the end
+    assert "for no reason that shows" not in printed
+
+    weights = f"train.init_checkpoint={tmp_path / 'output/model_final.pth'}"
+    assert job("--eval-only", weights, "train.max_iter=90000", output="again") == 0
+    printed = capsys.readouterr().out
+    assert printed.count(told) == 1  # of the run's own schedule
+    assert "stopped at iteration" not in printed
+    assert job("--eval-only", output="random") == 0
+    printed = capsys.readouterr().out
+    assert "a model that was not trained in this run has random weights" in printed
+
+
+def test_a_test_set_that_cannot_be_evaluated_stops_before_the_model_is_built(job, tmp_path, capsys):
+    assert job("--eval-only", output="first") == 0  # draws the shapes
+    (drawn,) = (tmp_path / "datasets").rglob("shapes_minival.json")
+    content = json.loads(drawn.read_text())
+    del content["annotations"][0]["area"]
+    file = tmp_path / "no_area.json"
+    file.write_text(json.dumps(content))
+    CustomData.read(str(file), str(tmp_path)).register("no_area")
+    capsys.readouterr()
+    assert job(*FAST, "dataloader.test.dataset.names=no_area") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: annotation ") and "has no 'area', so bbox cannot" in error
+    assert error.count("\n") == 1 and not (tmp_path / "output").exists()
 
 
 def test_frozen_layers_without_weights_are_an_error(job, capsys):

@@ -79,7 +79,7 @@ def draw(images: int, seed: int, *, masks: bool) -> tuple[dict, Detections]:
         counts = tuple(rle["counts"] for rle in rles)
         sizes = np.full((len(boxes), 2), (HEIGHT, WIDTH), dtype=np.int32)
     return content, Detections(
-        np.concatenate((of_object[found], background))[order],
+        np.concatenate((of_object[found], background))[order] - 1,  # images are counted from 0
         np.concatenate((as_class, elsewhere))[order],
         boxes.astype(np.float64),
         np.concatenate(scores)[order].astype(np.float32).astype(np.float64),
@@ -129,7 +129,7 @@ def candidates(content: dict, detections: Detections, task: str) -> dict[str, Ca
     truth = make_truth(content)
 
     def rows() -> list[dict]:
-        every = [row for part in detections.rows() for row in part]
+        every = [row for part in detections.rows(truth.image_ids) for row in part]
         for row in every if task == "segm" else ():
             del row["bbox"]
         return every

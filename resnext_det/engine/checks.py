@@ -11,8 +11,9 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS
 from detectron2.utils import comm
 from torch import nn
 
-from ..config import check_keys, suggest
+from ..config import check_keys, head_of, suggest
 from ..errors import UserError
+from ..evaluation.coco import check_test_sets, tasks_of
 from ..evaluation.measures import EVALUATORS
 from ..modeling import variant_from_config
 from ..modeling.blocks import FORMS
@@ -54,11 +55,13 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
 
     Args:
         cfg: the whole config.
-        eval_only: leave out what matters to training alone.
+        eval_only: leave out what matters to training alone, and read the test sets, which a trainer
+            does after the training set.
 
     Raises:
         UserError: for an unknown name, device or data set, an impossible network or number, a batch
-            that the processes cannot share, or another number of classes than the data has.
+            that the processes cannot share, another number of classes than the data has, or
+            annotations of a test set that cannot be evaluated.
     """
     check_keys(cfg)
     for key, choices in _CHOICES.items():
@@ -78,6 +81,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
     if eval_only:
         if not cfg.DATASETS.TEST:
             raise UserError("DATASETS.TEST is empty: there is nothing to evaluate")
+        check_test_sets(cfg.DATASETS.TEST, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
     else:
         _check_training(cfg)
 
@@ -185,7 +189,7 @@ def _check_network(cfg: CfgNode) -> None:
 def _check_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
     if cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "RetinaNet"):
         return
-    key = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    key = head_of(cfg)
     configured = cfg.MODEL[key].NUM_CLASSES
     for name in names:
         classes = MetadataCatalog.get(name).get("thing_classes")

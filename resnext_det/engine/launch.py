@@ -22,6 +22,7 @@ from detectron2.utils import comm
 from torch.distributed.rendezvous import rendezvous
 
 from ..errors import UserError, user_message
+from ..evaluation.options import parse_limit, parse_score
 from ..quiet import silence_deprecations
 from .cluster import Place, place_of_process
 from .stopping import StoppedOutsideTraining, StopSignals
@@ -101,19 +102,9 @@ def evaluation_settings(args: argparse.Namespace) -> tuple[int | None, float | N
     Raises:
         UserError: if the first is no number of images, or the second no score.
     """
-    limit, score = getattr(args, "limit", None), getattr(args, "score", None)
-    if limit is not None and not (limit.isdecimal() and int(limit) > 0):
-        raise UserError(f"--limit {limit} is no number of images: give a whole number from 1")
-    if score is not None:
-        try:
-            wrong = not 0 <= float(score) <= 1
-        except ValueError:
-            wrong = True
-        if wrong:
-            raise UserError(f"--score {score} is no score: give a number from 0 to 1")
     return (
-        None if limit is None else int(limit),
-        None if score is None else float(score),
+        parse_limit(getattr(args, "limit", None)),
+        parse_score(getattr(args, "score", None)),
         getattr(args, "tta", False),
     )
 

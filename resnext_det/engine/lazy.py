@@ -2,7 +2,8 @@
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..errors import UserError
+from ..evaluation import CocoEvaluator
+from ..evaluation.pictures import metrics_if_any
 from ..weights import StrictCheckpointer
 from .checks import refuse_frozen_random_layers
 from .job import format_results
@@ -62,9 +65,14 @@ def train_or_evaluate_lazy(args: argparse.Namespace) -> dict:
         checkpointer = _checkpointer(cfg, model)
         checkpointer.whole_model = True
         checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
-        if not cfg.train.init_checkpoint and not args.resume:
+        weights = Path(cfg.train.init_checkpoint)
+        if args.resume and checkpointer.has_checkpoint():
+            weights = Path(checkpointer.get_checkpoint_file())
+        elif not cfg.train.init_checkpoint:
             logger.warning("train.init_checkpoint is empty: evaluating random weights")
-        results = evaluate(cfg, model)
+        # of the run that they were trained in, to judge a low AP by
+        metrics = metrics_if_any(weights.parent / "metrics.json") if weights.is_file() else ()
+        results = evaluate(cfg, model, metrics)
     else:
         signals = getattr(args, "signals", None)
         results = train(cfg, model, resume=args.resume, signals=signals)
@@ -115,7 +123,9 @@ def train(
     results = {}
 
     def test() -> dict:
-        results.update(evaluate(cfg, trainer.model))
+        finished = trainer.iter + 1 >= cfg.train.max_iter
+        metrics = metrics_if_any(folder / "metrics.json") if finished else None
+        results.update(evaluate(cfg, trainer.model, metrics))
         return results
 
     signals = signals or StopSignals()
@@ -180,12 +190,23 @@ def _build_trainer(cfg: DictConfig, model: nn.Module) -> TrainingStep:
     )
 
 
-def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
-    """Evaluate on `dataloader.test`; results are {task: {metric: percent}} on the main process."""
+def evaluate(cfg: DictConfig, model: nn.Module, metrics: Sequence[Mapping] | None = None) -> dict:
+    """Evaluate on `dataloader.test`; results are {task: {metric: percent}} on the main process.
+
+    Args:
+        cfg: of the run.
+        model: to evaluate.
+        metrics: rows of the metrics.json of the finished training, to judge a low AP by; None amid
+            training.
+    """
     records = instantiate(cfg.dataloader.test.dataset)
     limit = cfg.dataloader.evaluator.get("limit", 0)
     loader = instantiate({**cfg.dataloader.test, "dataset": records[: limit or None]})
-    return inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator)) or {}
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    if isinstance(evaluator, CocoEvaluator):
+        weights = cfg.train.init_checkpoint
+        evaluator.diagnose = partial(evaluator.diagnose, metrics=metrics, weights=weights)
+    return inference_on_dataset(model, loader, evaluator) or {}
 
 
 def prepare_lazy(args: argparse.Namespace) -> DictConfig:

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..config import config_dir, suggest
 from ..errors import UserError
+from ..evaluation.coco import check_test_sets
 from ..variants import Variant
 from ..weights.agreement import ConfigWords, variant_of
 from ..weights.recipe import Recipe, Settings
@@ -68,7 +69,8 @@ def check_lazy_config(cfg: DictConfig) -> None:
 
     Raises:
         UserError: for mixed precision on a CPU, a batch that the processes cannot share, an unknown
-            data set, or another number of classes than the data has.
+            data set, another number of classes than the data has, or annotations of the test set
+            that cannot be evaluated.
     """
     processes = comm.get_world_size()
     batch = cfg.dataloader.train.total_batch_size
@@ -91,6 +93,13 @@ def check_lazy_config(cfg: DictConfig) -> None:
                     f"dataset {name} has {len(classes)} classes, model.roi_heads.num_classes is "
                     f"{configured}: set model.roi_heads.num_classes={len(classes)}"
                 )
+    evaluator = cfg.dataloader.evaluator
+    names = cfg.dataloader.test.dataset.names
+    check_test_sets(
+        [names] if isinstance(names, str) else names,
+        evaluator.get("tasks") or ("bbox",),
+        evaluator.get("kpt_oks_sigmas") or (),
+    )
 
 
 def lazy_settings(cfg: DictConfig) -> tuple[Settings | None, ConfigWords]:

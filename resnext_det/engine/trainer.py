@@ -26,6 +26,7 @@ from ..config import check_keys
 from ..data import NamingDatasetMapper
 from ..errors import UserError
 from ..evaluation import CocoEvaluator, build_coco_evaluator, evaluation_folder
+from ..evaluation.coco import check_test_sets, tasks_of
 from ..evaluation.pictures import metrics_if_any
 from ..modeling.build import build_detector
 from ..weights import StrictCheckpointer, settings_of
@@ -92,6 +93,7 @@ class Trainer(DefaultTrainer):
         check_keys(cfg, self.known_keys())
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self._loader = self.build_train_loader(cfg)  # first: what is wrong with data shows early
+        check_test_sets(cfg.DATASETS.TEST, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         on_gpu = next(model.parameters()).is_cuda

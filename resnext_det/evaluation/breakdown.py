@@ -14,6 +14,15 @@ _KINDS = {
     "missed": "Miss",
 }
 
+_IN_WORDS = {
+    "classification": "wrong classes",
+    "localisation": "boxes that are off",
+    "both": "boxes that are off and of wrong classes",
+    "duplicate": "duplicates",
+    "background": "detections on the background",
+    "missed": "missed objects",
+}
+
 
 def error_breakdown(evaluator: hotcoco.COCOeval) -> dict | None:
     """Split the points that are missing from AP50 by kind of error.
@@ -34,6 +43,21 @@ def error_breakdown(evaluator: hotcoco.COCOeval) -> dict | None:
         "delta": {kind: 100 * tide["delta_ap"][key] for kind, key in _KINDS.items()},
         "counts": {kind: int(tide["counts"][key]) for kind, key in _KINDS.items()},
     }
+
+
+def costliest_error(truth: hotcoco.COCO, found: hotcoco.COCO, task: str) -> tuple[float, str]:
+    """The AP50 points that mending one kind of error would gain at most, and that kind in words.
+
+    Args:
+        truth: ground truth that has objects.
+        found: detections.
+        task: "bbox" or "segm".
+    """
+    evaluator = hotcoco.COCOeval(truth, found, task)
+    evaluator.evaluate()
+    gains = error_breakdown(evaluator)["delta"]
+    kind = max(gains, key=gains.get)
+    return gains[kind], _IN_WORDS[kind]
 
 
 def _has_objects(evaluator: hotcoco.COCOeval) -> bool:

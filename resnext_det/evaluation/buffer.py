@@ -1,5 +1,7 @@
 """Collecting detections image by image."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from .detections import Detections, no_detections
@@ -41,9 +43,10 @@ class DetectionBuffer:
             self._counts += b"".join(part.masks)
             self._lengths += np.array([len(mask) for mask in part.masks], dtype=np.int32).tobytes()
 
-    def extend(self, other: "DetectionBuffer") -> None:
-        """Copy in what another one has."""
-        self.add(other.detections())
+    def extend(self, other: "DetectionBuffer", first: int) -> None:
+        """Copy in what another one has, whose image 0 is image `first` here."""
+        part = other.detections()
+        self.add(replace(part, images=part.images + first))
 
     def detections(self) -> Detections:
         """All that was added; nothing more may be added then."""

@@ -8,8 +8,11 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..errors import UserError
+from .detections import no_detections
 from .diagnosis import diagnose
 from .evaluator import CocoEvaluator
+from .measures import check_keypoints
+from .truth import read_truth
 
 
 def evaluation_folder(cfg: CfgNode, dataset_name: str) -> Path:
@@ -18,7 +21,7 @@ def evaluation_folder(cfg: CfgNode, dataset_name: str) -> Path:
     return folder / dataset_name if len(cfg.DATASETS.TEST) > 1 else folder
 
 
-def _tasks_of(cfg: CfgNode) -> tuple[str, ...]:
+def tasks_of(cfg: CfgNode) -> tuple[str, ...]:
     """What a config's model is evaluated by: "bbox", and "segm" and "keypoints" if it has them."""
     tasks = ["bbox"]
     if cfg.MODEL.MASK_ON:
@@ -26,6 +29,33 @@ def _tasks_of(cfg: CfgNode) -> tuple[str, ...]:
     if cfg.MODEL.KEYPOINT_ON:
         tasks.append("keypoints")
     return tuple(tasks)
+
+
+def check_test_sets(
+    names: Sequence[str], tasks: Sequence[str], sigmas: Sequence[float] = ()
+) -> None:
+    """Refuse annotations that no evaluation could use, before a long training.
+
+    Files that data sets find only when they are loaded are left to the evaluation.
+
+    Args:
+        names: of the test sets.
+        tasks: of "bbox", "segm" and "keypoints".
+        sigmas: of each keypoint; none for those of COCO's 17.
+
+    Raises:
+        UserError: for a file that is not COCO's, or the first annotation that lacks something.
+    """
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        file = metadata.get("json_file")
+        if metadata.get("evaluator_type") != "coco" or not file or not Path(file).is_file():
+            continue
+        truth = read_truth(Path(file))
+        for task in tasks:
+            truth.require(task)
+        if "keypoints" in tasks:
+            check_keypoints(truth, no_detections(), sigmas)
 
 
 def build_coco_evaluator(
@@ -56,12 +86,12 @@ def build_coco_evaluator(
         )
     return CocoEvaluator(
         dataset_name,
-        _tasks_of(cfg),
+        tasks_of(cfg),
         output_dir=output_dir,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         evaluator=cfg.TEST.COCO_EVALUATOR,
         score=cfg.TEST.SCORE,
         limit=cfg.TEST.NUM_IMAGES,
         tta=cfg.TEST.AUG.ENABLED,
-        diagnose=partial(diagnose, cfg=cfg, metrics=metrics),
+        diagnose=partial(diagnose, cfg=cfg, metrics=metrics, weights=cfg.MODEL.WEIGHTS),
     )

@@ -21,7 +21,7 @@ class Detections:
     """N detections, the same numbers as Detectron2 writes into `coco_instances_results.json`.
 
     Attributes:
-        images: (N,) image ids.
+        images: (N,) numbers of images, from 0; a list of ids elsewhere says which they are.
         categories: (N,) the data set's own category ids.
         boxes: (N, 4) x, y, width, height in pixels.
         scores: (N,) 0 to 1.
@@ -52,9 +52,9 @@ class Detections:
             None if self.keypoints is None else self.keypoints[indices],
         )
 
-    def in_categories(self, ids: np.ndarray) -> "Detections":
-        """The same with other category ids: `ids[c]` for c."""
-        return replace(self, categories=ids[self.categories])
+    def renumbered(self, *, images: np.ndarray, categories: np.ndarray) -> "Detections":
+        """The same with other numbers: `images[i]` for image i, `categories[c]` for category c."""
+        return replace(self, images=images[self.images], categories=categories[self.categories])
 
     def areas(self, task: str) -> np.ndarray:
         """(N,) areas in square pixels, of masks in "segm", else of boxes, as in Detectron2."""
@@ -66,12 +66,17 @@ class Detections:
         sizes = self.mask_sizes[rows].tolist()
         return [{"size": s, "counts": c} for s, c in zip(sizes, self.masks[rows], strict=True)]
 
-    def rows(self) -> Iterator[list[dict]]:
-        """Go through them as entries of a COCO results file, up to 1000 at a time."""
+    def rows(self, image_ids: Sequence[int | str] | None = None) -> Iterator[list[dict]]:
+        """Go through them as entries of a COCO results file, up to 1000 at a time.
+
+        Args:
+            image_ids: the data set's own, by `images`; None for these numbers themselves.
+        """
         for start in range(0, len(self), _ROWS):
             part = slice(start, start + _ROWS)
+            images = self.images[part].tolist()
             columns = {
-                "image_id": self.images[part].tolist(),
+                "image_id": images if image_ids is None else [image_ids[i] for i in images],
                 "category_id": self.categories[part].tolist(),
                 "bbox": self.boxes[part].tolist(),
                 "score": self.scores[part].tolist(),
@@ -85,15 +90,19 @@ class Detections:
                 dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
             ]
 
-    def write(self, file: Path) -> None:
+    def write(self, file: Path, image_ids: Sequence[int | str]) -> None:
         """Write a COCO results file.
+
+        Args:
+            file: to write.
+            image_ids: the data set's own, by `images`.
 
         Raises:
             UserError: if it cannot be written.
         """
         with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as text:
             separator = "["
-            for rows in self.rows():
+            for rows in self.rows(image_ids):
                 text.write(separator + json.dumps(rows)[1:-1])
                 separator = ", "
             text.write("[]" if separator == "[" else "]")
@@ -102,7 +111,7 @@ class Detections:
         """The detections, for hotcoco to evaluate a task.
 
         Args:
-            truth: has their images and categories.
+            truth: has their categories, and their images by the same numbers: `Truth.coco`.
             task: "bbox", "segm" or "keypoints".
         """
         if task == "keypoints" and len(self):
@@ -122,7 +131,7 @@ def from_instances(instances: Instances, image: int) -> Detections:
         instances: on the CPU, with `pred_boxes` (x0, y0, x1, y1 in pixels), `scores`,
             `pred_classes`, which become the categories, perhaps `pred_masks` (N, H, W) and
             `pred_keypoints` (N, K, 3).
-        image: its id.
+        image: its number.
     """
     boxes = instances.pred_boxes.tensor.numpy()
     count = len(boxes)
@@ -151,8 +160,13 @@ def no_detections() -> Detections:
     return Detections(whole, whole, np.zeros((0, 4)), real)
 
 
-def require(detections: Detections, tasks: Sequence[str]) -> None:
+def require(detections: Detections, tasks: Sequence[str], image_ids: Sequence[int | str]) -> None:
     """Check that detections are what tasks evaluate, and finite: NaN has no place in an order.
+
+    Args:
+        detections: of a model.
+        tasks: of "bbox", "segm" and "keypoints".
+        image_ids: the data set's own, by `detections.images`.
 
     Raises:
         UserError: if masks or keypoints are absent, or with the image of the first detection that
@@ -171,6 +185,6 @@ def require(detections: Detections, tasks: Sequence[str]) -> None:
         first = int(np.argmin(good))
         raise UserError(
             f"{int((~good).sum())} of {len(good)} detections have a box, score or keypoint that is "
-            f"not finite, the first in image {detections.images[first]}: the weights may have "
-            "diverged"
+            f"not finite, the first in image {image_ids[detections.images[first]]}: the weights "
+            "may have diverged"
         )

@@ -7,9 +7,11 @@ import hotcoco
 import numpy as np
 from detectron2.config import CfgNode
 
-from .evidence import Evidence, Finding, gather, head_of
+from ..config import head_of
+from .breakdown import costliest_error
+from .evidence import Evidence, Finding, gather
 from .misplaced import find_duplicates, find_shift
-from .mixups import MAX_SHOWN, find_mixup
+from .mixups import MAX_SHOWN, agnostic_ap, find_mixup
 from .suspicions import (
     LEARNED_AP,
     SUSPICIOUS_AP,
@@ -45,6 +47,7 @@ def diagnose(
     *,
     cfg: CfgNode | None = None,
     metrics: Sequence[Mapping] | None = (),
+    weights: str | None = None,
     score: float = 0.5,
 ) -> list[Finding]:
     """Say why AP is 0, undefined or low.
@@ -55,8 +58,11 @@ def diagnose(
         task: "bbox", "segm" or "keypoints", whose boxes are not looked at.
         figures: `AP`, `AP50`, `APs`, ... in percent; NaN for undefined.
         cfg: of the evaluation, if known.
-        metrics: rows of the run's metrics.json, if known; None amid training, when a low AP is no
-            reason to look for one.
+        metrics: rows of the run's metrics.json, if known, as `RunMetrics` where it is known how
+            many iterations were planned; None amid training, when a low AP is no reason to look
+            for one.
+        weights: the file that the config names for the model at hand; None where only its
+            detections are.
         score: the operating point, 0 to 1.
 
     Returns:
@@ -82,13 +88,14 @@ def diagnose(
     if cfg is not None and low:
         findings += [suspect_input(cfg)]
     if metrics is not None and ap < (LEARNED_AP if metrics else SUSPICIOUS_AP):
-        findings += [suspect_training(cfg, metrics)]
+        planned = getattr(metrics, "max_iter", None)
+        findings += [suspect_training(metrics, max_iter=planned, weights=weights)]
     if (
         metrics is not None
         and ap < SUSPICIOUS_AP
         and {f.code for f in findings if f} <= {"far_below_paper"}
     ):
-        findings += [_unexplained(evidence, ap, task)]
+        findings += [_unexplained(evidence, truth, found, ap, task)]
     findings += [_low_scores(evidence, score), _empty_size_bins(figures)]
     return [finding for finding in findings if finding is not None]
 
@@ -201,14 +208,20 @@ def _list(evidence: Evidence, categories: Sequence[int]) -> str:
     return names + (f", ... ({len(categories)} in all)" if len(categories) > MAX_SHOWN else "")
 
 
-def _unexplained(evidence: Evidence, ap: float, task: str) -> Finding:
+def _unexplained(
+    evidence: Evidence, truth: hotcoco.COCO, found: hotcoco.COCO, ap: float, task: str
+) -> Finding:
     message = f"AP is {ap:.1f} for no reason that shows in the results"
     if task != "keypoints":
         best = np.concatenate([iou.max(0, initial=0) for iou in evidence.iou])
         message += (
             f": {100 * (best >= 0.5).mean():.0f}% of the objects have a box of any class on them "
-            f"(IoU 0.5), the median best IoU is {np.median(best):.2f}"
+            f"(IoU 0.5), the median best IoU is {np.median(best):.2f}, AP with classes ignored is "
+            f"{agnostic_ap(truth, found, task):.1f}"
         )
+        points, kind = costliest_error(truth, found, task)
+        if points > 0:
+            message += f"; most of AP50 ({points:.0f} points) is lost to {kind}"
     return Finding(
         "low_ap",
         message,

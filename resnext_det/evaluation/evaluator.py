@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils import comm
@@ -22,7 +22,7 @@ from .summary import (
     results_of,
     write_evaluation,
 )
-from .truth import Truth, read_truth
+from .truth import Truth, annotation_file, read_truth
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,9 @@ class CocoEvaluator(DatasetEvaluator):
 
     Writes `coco_instances_results.json`, in the data set's own category ids, and
     `evaluation.json`, of which reports are made. Logs what may be wrong with the model.
+
+    Attributes:
+        diagnose: finds what may be wrong.
 
     Raises:
         UserError: if the evaluator has no such name, or the data set's annotations are nowhere.
@@ -75,15 +78,11 @@ class CocoEvaluator(DatasetEvaluator):
         self._sigmas = tuple(map(float, kpt_oks_sigmas))
         self._evaluator, self._score = evaluator, score
         self._limit, self._tta = limit, tta
-        self._diagnose = diagnose
-        self._file = self._find_annotations()
+        self.diagnose = diagnose
+        self._file = annotation_file(dataset_name) or self._write_annotations()
         self.reset()
 
-    def _find_annotations(self) -> Path:
-        if not self._metadata.get("json_file"):
-            DatasetCatalog.get(self._name)  # some find the file only then
-        if file := self._metadata.get("json_file"):
-            return Path(file)
+    def _write_annotations(self) -> Path:
         if self._folder is None:
             raise UserError(
                 f"dataset {self._name} has no annotation file (json_file), and there is no "
@@ -98,7 +97,7 @@ class CocoEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         """See `DatasetEvaluator`."""
-        self._images: list[int] = []
+        self._images: list[int | str] = []  # ids, in the order that detections count them
         self._detections = DetectionBuffer()
         self._proposals: list[dict] = []
 
@@ -110,13 +109,13 @@ class CocoEvaluator(DatasetEvaluator):
             outputs: of the model, with `instances` or `proposals`.
         """
         for item, output in zip(inputs, outputs, strict=True):
-            image = item["image_id"]
+            image, number = item["image_id"], len(self._images)
             self._images.append(image)
             if "proposals" in output:
                 proposals = output["proposals"].to("cpu")
                 self._proposals.append({"image_id": image, "proposals": proposals})
             if "instances" in output:
-                self._detections.add(from_instances(output["instances"].to("cpu"), image))
+                self._detections.add(from_instances(output["instances"].to("cpu"), number))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Measure what was noted.
@@ -136,8 +135,8 @@ class CocoEvaluator(DatasetEvaluator):
                 return {}
             images, found, proposals = parts[0]
             for part in parts[1:]:
+                found.extend(part[1], len(images))
                 images += part[0]
-                found.extend(part[1])
                 proposals += part[2]
         if not images:
             logger.warning("%s has no images: nothing was evaluated", self._name)
@@ -160,12 +159,13 @@ class CocoEvaluator(DatasetEvaluator):
         return theirs.evaluate()
 
     def _evaluate_detections(
-        self, images: Sequence[int], detections: Detections
+        self, images: Sequence[int | str], detections: Detections
     ) -> dict[str, dict[str, float]]:
         truth = read_truth(self._file, images=images if self._limit else None)
         detections = self._in_dataset(truth, images, detections)
         if self._folder:
-            detections.write(self._folder / "coco_instances_results.json")
+            file = self._folder / "coco_instances_results.json"
+            detections.write(file, truth.image_ids)
         if not truth.annotated:
             logger.warning("%s has no annotations: nothing was evaluated", self._name)
             return {}
@@ -180,7 +180,7 @@ class CocoEvaluator(DatasetEvaluator):
             evaluator=self._evaluator,
             score=self._score,
             sigmas=self._sigmas,
-            diagnose=self._diagnose,
+            diagnose=self.diagnose,
         )
         self._log(tasks)
         if self._folder:
@@ -197,12 +197,13 @@ class CocoEvaluator(DatasetEvaluator):
         return results_of(tasks)
 
     def _in_dataset(
-        self, truth: Truth, images: Sequence[int], detections: Detections
+        self, truth: Truth, images: Sequence[int | str], detections: Detections
     ) -> Detections:
-        """Give them the data set's own category ids."""
-        strange = set(images) - truth.image_ids
-        if strange:
-            raise UserError(f"{self._file} has no image {min(strange)}, which {self._name} has")
+        """Give them the ground truth's numbers of images, and the data set's own category ids."""
+        places = truth.places
+        strange = next((image for image in images if image not in places), None)
+        if strange is not None:
+            raise UserError(f"{self._file} has no image {strange}, which {self._name} has")
         contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if contiguous is None:
             ids = truth.category_ids  # of a data set that was converted, 0, 1, ...
@@ -213,7 +214,8 @@ class CocoEvaluator(DatasetEvaluator):
                 f"the model detects class {detections.categories.max()}, and {self._name} has "
                 f"{len(ids)} classes, numbered from 0: set the number of classes to {len(ids)}"
             )
-        return detections.in_categories(ids)
+        numbers = np.array([places[image] for image in images], dtype=np.int64)
+        return detections.renumbered(images=numbers, categories=ids)
 
     def _log(self, tasks: Mapping[str, Mapping]) -> None:
         for task, content in tasks.items():

@@ -172,7 +172,7 @@ def run_pycocotools(
         annotations = [{"iscrowd": 0, **annotation} for annotation in annotations]
         reference.dataset = {**truth.content, "annotations": annotations}
         reference.createIndex()
-        rows = [row for part in detections.rows() for row in part]
+        rows = [row for part in detections.rows(truth.image_ids) for row in part]
         if task == "segm":  # else areas would be those of boxes
             for row in rows:
                 del row["bbox"]

@@ -7,7 +7,8 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 
-from .evidence import Evidence, Finding, box_iou, coverage, head_of
+from ..config import head_of
+from .evidence import Evidence, Finding, box_iou, coverage
 
 # Percent; boxes in another frame give less, and a detector above it has its boxes in place.
 SHIFTED_AP50 = 10

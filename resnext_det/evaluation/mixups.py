@@ -8,8 +8,9 @@ import numpy as np
 from .evidence import Evidence, Finding
 
 MATCH_IOU = 0.5  # as of AP50
-# Objects that must have a detection on them before classes are compared: fewer say nothing.
-MIN_MATCHES = 10
+# Objects that must have a detection on them before classes are compared: fewer say nothing, or
+# little if no class at all is right.
+MIN_MATCHES, MIN_ALL_WRONG = 10, 4
 MIN_CLASS_MATCHES = 3  # the same for one class
 # A class is taken for another where this share of its matches says so: no usual confusion is so
 # one-sided in both directions.
@@ -41,16 +42,16 @@ def find_mixup(
     """
     counts = _matched_classes(evidence)
     total = sum(counts.values())
-    if total < MIN_MATCHES:
-        return None
     right = sum(n for (true, predicted), n in counts.items() if true == predicted)
+    if total < (MIN_MATCHES if right else MIN_ALL_WRONG):
+        return None
     mapping = _dominant(counts)
     wrong = {true: predicted for true, predicted in mapping.items() if true != predicted}
     cycles = _cycles(wrong)
     mostly_wrong = right < total / 2
     if not mostly_wrong and not cycles:
         return None
-    ap, agnostic = figures["AP"], _agnostic_ap(truth, found, task)
+    ap, agnostic = figures["AP"], agnostic_ap(truth, found, task)
     if not cycles and not agnostic >= max(AGNOSTIC_FACTOR * ap, ap + AGNOSTIC_POINTS):
         return None
     start = (
@@ -64,7 +65,7 @@ def find_mixup(
     elif not wrong or not injective or explained < (total - right) / 2:
         return Finding(
             "classes_confused",
-            f"{start}, in no consistent way",
+            f"{start}, {'in no consistent way' if total >= MIN_MATCHES else 'too few to compare'}",
             "the boxes are learned before the classes: train longer; if training is finished, "
             "compare the labels of training and evaluation (python tools/visualize_data.py)",
         )
@@ -116,7 +117,8 @@ def _cycles(wrong: Mapping[int, int]) -> dict[int, int]:
     return kept
 
 
-def _agnostic_ap(truth: hotcoco.COCO, found: hotcoco.COCO, task: str) -> float:
+def agnostic_ap(truth: hotcoco.COCO, found: hotcoco.COCO, task: str) -> float:
+    """AP in percent where a detection may be of any class."""
     evaluator = hotcoco.COCOeval(truth, found, task)
     evaluator.params.use_cats = False
     evaluator.params.area_rng, evaluator.params.area_rng_lbl = [[0, 1e10]], ["all"]

@@ -1,8 +1,7 @@
 """Reading a COCO results file: whatever does not fit its ground truth is named."""
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from pycocotools import mask as mask_util
 from ..errors import UserError
 from .detections import Detections, no_detections
 from .truth import Truth
+from .values import are_keypoints, encoded, is_box, is_number, is_segmentation
 
 # The field of a results file's entries that a task needs.
 RESULT_FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
@@ -49,16 +49,16 @@ def read_detections(file: Path, truth: Truth) -> tuple[Detections, tuple[str, ..
     tasks = tuple(task for task, field in RESULT_FIELDS.items() if field in first)
     if not tasks:
         raise UserError(f"{file}: entry 0 has none of {', '.join(RESULT_FIELDS.values())}")
-    sizes = {i["id"]: (i.get("height"), i.get("width")) for i in truth.content["images"]}
+    sizes, places = truth.sizes, truth.places
     categories = set(truth.category_ids.tolist())
     for number, entry in enumerate(entries):
         if problem := _problem(entry, tasks, sizes, categories):
             raise UserError(f"{file}: entry {number} {problem}")
-    return _columns(file, entries, tasks, sizes), tasks
+    return _columns(file, entries, tasks, sizes, places), tasks
 
 
 def _problem(
-    entry: object, tasks: Sequence[str], images: Mapping[int, tuple], categories: set[int]
+    entry: object, tasks: Sequence[str], images: Mapping[int | str, tuple], categories: set[int]
 ) -> str | None:
     """What is wrong with an entry, as the end of a sentence that begins with it."""
     if not isinstance(entry, dict):
@@ -67,42 +67,34 @@ def _problem(
         if field not in entry:
             return f"has no {field!r}"
     image, category = entry["image_id"], entry["category_id"]
-    if type(image) is not int or image not in images:
-        return f"has image_id {image!r}, which is no image of the annotation file"
+    if type(image) not in (int, str) or image not in images:
+        return f"has image_id {repr(image)[:80]}, which is no image of the annotation file"
     if type(category) is not int or category not in categories:
-        return f"has category_id {category!r}, which is no category of the annotation file"
-    if not _is_number(entry["score"]):
-        return f"has score {entry['score']!r}, which is not a finite number"
-    if "bbox" in tasks and not _are_numbers(entry["bbox"], lambda n: n == 4):
-        return f"has bbox {str(entry['bbox'])[:80]}, which is not 4 finite numbers"
-    if "keypoints" in tasks and not _are_numbers(entry["keypoints"], lambda n: n and n % 3 == 0):
-        return f"has keypoints {str(entry['keypoints'])[:80]}, which are not 3 finite numbers each"
+        return f"has category_id {repr(category)[:80]}, which is no category of the annotation file"
+    if not is_number(entry["score"]):
+        return f"has score {repr(entry['score'])[:80]}, which is not a finite number"
+    if "bbox" in tasks and not is_box(entry["bbox"]):
+        return f"has bbox {repr(entry['bbox'])[:80]}, which is not 4 finite numbers"
+    if "segm" in tasks and not is_segmentation(entry["segmentation"], *images[image]):
+        return (
+            f"has a segmentation that is neither a run-length encoding of its image's "
+            f"{images[image]} (height, width) nor polygons near it"
+        )
+    if "keypoints" in tasks and not are_keypoints(entry["keypoints"]):
+        return f"has keypoints {repr(entry['keypoints'])[:80]}, which are not 3 finite numbers each"
     return None
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _are_numbers(values: object, good_length: Callable[[int], bool]) -> bool:
-    return isinstance(values, list) and good_length(len(values)) and all(map(_is_number, values))
-
-
 def _columns(
-    file: Path, entries: list[dict], tasks: Sequence[str], sizes: Mapping[int, tuple]
+    file: Path,
+    entries: list[dict],
+    tasks: Sequence[str],
+    sizes: Mapping[int | str, tuple],
+    places: Mapping[int | str, int],
 ) -> Detections:
     masks = mask_sizes = keypoints = None
     if "segm" in tasks:
-        rles = []
-        for number, entry in enumerate(entries):
-            try:
-                rles.append(_rle(entry["segmentation"], *sizes[entry["image_id"]]))
-            except (ValueError, TypeError, LookupError) as error:
-                raise UserError(
-                    f"{file}: entry {number} has a segmentation that is neither a run-length "
-                    f"encoding of its image's {sizes[entry['image_id']]} (height, width) nor "
-                    "polygons"
-                ) from error
+        rles = [_rle(e["segmentation"], *sizes[e["image_id"]]) for e in entries]
         masks = tuple(rle["counts"] for rle in rles)
         mask_sizes = np.array([rle["size"] for rle in rles], dtype=np.int32)
     if "keypoints" in tasks:
@@ -118,7 +110,7 @@ def _columns(
         low, high = points.min(axis=1), points.max(axis=1)
         boxes = np.concatenate((low, high - low), axis=1)
     return Detections(
-        np.array([entry["image_id"] for entry in entries], dtype=np.int64),
+        np.array([places[entry["image_id"]] for entry in entries], dtype=np.int64),
         np.array([entry["category_id"] for entry in entries], dtype=np.int64),
         boxes,
         np.array([entry["score"] for entry in entries], dtype=np.float64),
@@ -126,14 +118,10 @@ def _columns(
     )
 
 
-def _rle(segmentation: object, height: int, width: int) -> dict:
+def _rle(segmentation: list | Mapping, height: int, width: int) -> dict:
     """A compressed run-length encoding, `counts` as bytes, of the image's size."""
     if isinstance(segmentation, list):
-        if not segmentation or not all(len(p) >= 6 and len(p) % 2 == 0 for p in segmentation):
-            raise ValueError("no polygons")
         return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    if list(segmentation["size"]) != [height, width]:
-        raise ValueError("another size")
     if isinstance(segmentation["counts"], list):
         return mask_util.frPyObjects(segmentation, height, width)
-    return {"size": [height, width], "counts": segmentation["counts"].encode("ascii")}
+    return {"size": [height, width], "counts": encoded(segmentation["counts"])}

@@ -4,15 +4,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 
 from ..config import load_config
 from ..data.custom import data_of_run
 from ..errors import UserError
 from .diagnosis import diagnose
 from .measures import EVALUATORS, implementation
+from .options import parse_limit, parse_score
+from .pictures import metrics_if_any
 from .results_file import RESULT_FIELDS, read_detections
 from .summary import (
     evaluate_tasks,
@@ -23,7 +24,8 @@ from .summary import (
     write_evaluation,
     write_json,
 )
-from .truth import read_truth
+from .training import RunMetrics
+from .truth import annotation_file, read_truth
 
 
 def evaluate_results(
@@ -32,8 +34,8 @@ def evaluate_results(
     annotations: Path | None = None,
     config_file: str | None = None,
     tasks: Sequence[str] = (),
-    score: float = 0.5,
-    limit: int | None = None,
+    score: float | str = 0.5,
+    limit: int | str | None = None,
     evaluator: str = "hotcoco",
     output: Path | None = None,
 ) -> str:
@@ -45,7 +47,7 @@ def evaluate_results(
         config_file: a path, e.g. the config.yaml of a run, or the name of a shipped config; it
             names the test set, and `TEST.KEYPOINT_OKS_SIGMAS`.
         tasks: of "bbox", "segm" and "keypoints"; none for all that the entries have.
-        score: the operating point of precision and recall, 0 to 1.
+        score: the operating point of precision and recall, 0 to 1; as a number or typed.
         limit: the first images of the ground truth, by id, that are evaluated; None for all.
         evaluator: "hotcoco" or "pycocotools".
         output: a folder for evaluation.json and results.json; None writes nothing.
@@ -56,8 +58,13 @@ def evaluate_results(
     Raises:
         UserError: for a file that is not readable or does not fit the other, or a bad value.
     """
-    _check(score, limit, evaluator)
-    cfg = _read_config(config_file) if config_file else None
+    score, limit = parse_score(score), parse_limit(limit)
+    if evaluator not in EVALUATORS:
+        raise UserError(f"--evaluator {evaluator} is not one of {', '.join(EVALUATORS)}")
+    cfg, metrics = None, RunMetrics()
+    if config_file:
+        cfg = _read_config(config_file)
+        metrics = metrics_if_any(Path(config_file).parent / "metrics.json")
     if annotations is None:
         name, annotations = _test_set(cfg)
     else:
@@ -71,7 +78,7 @@ def evaluate_results(
             raise UserError(f"--tasks {task}: entry 0 of {file} has no {RESULT_FIELDS[task]!r}")
     if limit is not None:
         truth = read_truth(annotations, limit=limit)
-        detections = detections.select(np.isin(detections.images, list(truth.image_ids)))
+        detections = detections.select(detections.images < len(truth.image_ids))
     results = evaluate_tasks(
         truth,
         detections,
@@ -79,21 +86,12 @@ def evaluate_results(
         evaluator=evaluator,
         score=score,
         sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS if cfg else (),
-        diagnose=partial(diagnose, cfg=cfg),
+        diagnose=partial(diagnose, cfg=cfg, metrics=metrics),
     )
     if output is not None:
         about = {"dataset": name, "images": len(truth.image_ids), "score": score, "limit": limit}
         _write(output, results, implementation=implementation(evaluator), **about)
     return _format(results, len(truth.image_ids), limit, score)
-
-
-def _check(score: float, limit: int | None, evaluator: str) -> None:
-    if not 0 <= score <= 1:
-        raise UserError(f"--score {score} is not in 0..1")
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit} is no number of images: give a whole number from 1")
-    if evaluator not in EVALUATORS:
-        raise UserError(f"--evaluator {evaluator} is not one of {', '.join(EVALUATORS)}")
 
 
 def _read_config(config_file: str) -> CfgNode:
@@ -114,12 +112,10 @@ def _test_set(cfg: CfgNode | None) -> tuple[str, Path]:
         )
     if names[0] not in DatasetCatalog:
         raise UserError(f"dataset {names[0]} is not registered: name --annotations FILE instead")
-    metadata = MetadataCatalog.get(names[0])
-    if not metadata.get("json_file"):
-        DatasetCatalog.get(names[0])  # some find the file only then
-    if not metadata.get("json_file"):
+    file = annotation_file(names[0])
+    if file is None:
         raise UserError(f"dataset {names[0]} has no annotation file: name --annotations FILE")
-    return names[0], Path(metadata.json_file)
+    return names[0], file
 
 
 def _write(folder: Path, tasks: Mapping[str, Mapping], **about: object) -> None:

@@ -58,7 +58,7 @@ def evaluate_tasks(
     Raises:
         UserError: if the ground truth lacks what a task needs, or a detection is not finite.
     """
-    require(detections, tasks)
+    require(detections, tasks, truth.image_ids)
     return {
         task: _evaluate_task(
             truth,

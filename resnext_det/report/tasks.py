@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
+from ..evaluation.diagnosis import INFORMATION
 from .charts import Series, bar_chart, line_chart, matrix_chart, sparkline
 from .contract import CLASS_FIGURES, ERRORS, TASKS
 
@@ -65,6 +66,7 @@ def task_content(
         if key == "bbox"
         else [],
         "findings": task.get("findings", []),
+        "information": INFORMATION,  # codes of findings that are no fault
         "curves": _precision_chart(name, curves["precision"], heads),
         "curves_table": [
             (f"{i / 100:.1f}", [curves["precision"][k][i] for k in _PRECISIONS])

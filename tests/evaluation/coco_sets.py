@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ def _uncompressed(mask: np.ndarray) -> dict:
     return {"size": list(mask.shape), "counts": [0, *runs] if flat[0] else runs}
 
 
-def in_columns(results: list[dict]) -> Detections:
+def in_columns(results: list[dict], image_ids: Sequence[int | str]) -> Detections:
     """Entries of a results file as a model's outputs, gone through the evaluator's own reading."""
     buffer = DetectionBuffer()
     for image in dict.fromkeys(r["image_id"] for r in results):
@@ -120,7 +121,7 @@ def in_columns(results: list[dict]) -> Detections:
         instances.pred_masks = torch.from_numpy(masks).bool()
         points = torch.tensor([r["keypoints"] for r in rows]).reshape(len(rows), -1, 3)
         instances.pred_keypoints = points + torch.tensor([0.5, 0.5, 0])
-        buffer.add(from_instances(instances, image))
+        buffer.add(from_instances(instances, image_ids.index(image)))
     return buffer.detections()
 
 

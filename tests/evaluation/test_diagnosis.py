@@ -2,6 +2,7 @@ import contextlib
 import io
 import math
 import re
+import tracemalloc
 
 import hotcoco
 import numpy as np
@@ -276,6 +277,50 @@ def test_classes_without_any_order_are_confused_and_not_permuted():
     all_one = altered(detect(content), category_id=lambda d: 3)
     result = findings(content, all_one)
     assert "classes_confused" in result and "classes_permuted" not in result
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_wrong_classes_alone_are_told_of_a_handful_of_objects(images):
+    content = scene(images, objects=6)
+    turn = {1: 3, 3: 4, 4: 7, 7: 12, 12: 1}
+    found = altered(detect(content, noise=0.02), category_id=lambda d: turn[d["category_id"]])
+    assert {"classes_permuted", "classes_confused"} & set(codes(content, found))
+    assert "low_ap" not in codes(content, found)
+    few = {**content, "annotations": content["annotations"][:2]}
+    assert "low_ap" in codes(few, found[:2])  # two objects say nothing
+
+
+def test_an_unexplained_low_ap_comes_with_what_was_measured():
+    content = scene()
+    random = np.random.default_rng(0)
+    moved = []
+    for detection in detect(content):  # off, each in another direction
+        x, y, w, h = detection["bbox"]
+        angle = random.uniform(0, 2 * math.pi)
+        shift = 0.4 * math.cos(angle) * w, 0.4 * math.sin(angle) * h
+        moved.append({**detection, "bbox": [x + shift[0], y + shift[1], w, h]})
+    result = findings(content, moved, figures={"AP": 1.0})
+    message = result["low_ap"].message
+    assert re.search(r"AP with classes ignored is \d+\.\d", message)
+    assert re.search(r"most of AP50 \(\d+ points\) is lost to boxes that are off$", message)
+
+
+def test_thousands_of_boxes_in_an_image_cost_little_memory():
+    content = scene(2)
+    found = detect(content, extra=6000)
+    truth = hotcoco.COCO(content)
+    results = truth.load_res(found)
+    tracemalloc.start()
+    diagnose(truth, results, "bbox", {"AP": 1.0, "AP50": 2.0})
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 200e6
+    sample = evidence.gather(truth, results)
+    assert sample.detections == len(found)
+    for image in range(2):
+        kept = sample.found.score[sample.found.of(image)]
+        best = sorted((d["score"] for d in found if d["image_id"] == 100 + image), reverse=True)
+        np.testing.assert_array_equal(kept, best[: evidence.MAX_DETECTIONS])
 
 
 def test_masks_are_looked_at_by_their_boxes():

@@ -16,7 +16,8 @@ TASKS = ("bbox", "segm", "keypoints")
 
 
 def assert_equals_pycocotools(content, results, evaluator="hotcoco"):
-    truth, detections = make_truth(content), in_columns(results)
+    truth = make_truth(content)
+    detections = in_columns(results, truth.image_ids)
     for task in TASKS:
         sigmas = SIGMAS if task == "keypoints" else ()
         if evaluator == "hotcoco":
@@ -112,11 +113,11 @@ def test_the_selectable_pycocotools_is_pycocotools():
 
 def test_the_written_file_has_the_figures(tmp_path):
     content, results = make_set(4, images=30, detections=20, steps=50)
-    detections = in_columns(results)
-    detections.write(tmp_path / "coco_instances_results.json")
+    truth = make_truth(content)
+    detections = in_columns(results, truth.image_ids)
+    detections.write(tmp_path / "coco_instances_results.json", truth.image_ids)
     written = json.loads((tmp_path / "coco_instances_results.json").read_text())
     assert len(written) == len(results) > 100
-    truth = make_truth(content)
     for task in TASKS:
         sigmas = SIGMAS if task == "keypoints" else ()
         found = detections.in_hotcoco(truth.coco, task)
@@ -129,7 +130,8 @@ def test_the_written_file_has_the_figures(tmp_path):
 
 def test_curves_are_means_over_the_classes_with_objects():
     content, results = make_set(5, images=20, classes=4)
-    truth, detections = make_truth(content), in_columns(results)
+    truth = make_truth(content)
+    detections = in_columns(results, truth.image_ids)
     found = detections.in_hotcoco(truth.coco, "bbox")
     measures = measures_of(run_hotcoco(truth, found, "bbox"), "bbox")
     curves = measures.curves(truth.names)
@@ -151,7 +153,8 @@ def test_curves_are_means_over_the_classes_with_objects():
 
 def test_sigmas_change_keypoint_figures_as_in_pycocotools():
     content, results = make_set(6, images=20, crowds=0)
-    truth, detections = make_truth(content), in_columns(results)
+    truth = make_truth(content)
+    detections = in_columns(results, truth.image_ids)
     found = detections.in_hotcoco(truth.coco, "keypoints")
     for sigmas in ((0.3, 0.3, 0.3), (0.02, 0.02, 0.02)):
         run = run_hotcoco(truth, found, "keypoints", sigmas=sigmas)

@@ -38,9 +38,9 @@ def count_matches(content, results, task, score):
 
 def assert_counted(content, results, task, score):
     sigmas = SIGMAS if task == "keypoints" else ()
-    precision, recall = operating_point(
-        make_truth(content), in_columns(results), task, score=score, sigmas=sigmas
-    )
+    truth = make_truth(content)
+    found = in_columns(results, truth.image_ids)
+    precision, recall = operating_point(truth, found, task, score=score, sigmas=sigmas)
     for k, (right, wrong, objects) in enumerate(count_matches(content, results, task, score)):
         if right + wrong:
             assert precision[k] == pytest.approx(100 * right / (right + wrong), abs=1e-6)
@@ -126,11 +126,12 @@ def test_a_case_counted_by_hand():
         row["segmentation"] = {"size": [96, 128], "counts": "PP6"}
         row["keypoints"] = [0.0] * 3
     truth = make_truth(content)
-    precision, recall = operating_point(truth, in_columns(results), "bbox", score=0.5)
+    found = in_columns(results, truth.image_ids)
+    precision, recall = operating_point(truth, found, "bbox", score=0.5)
     assert truth.names == ("cat", "dog", "ox")
     np.testing.assert_allclose(precision, [50, 50, np.nan])  # 1 of 2; 1 of 2, 2 ignored
     np.testing.assert_allclose(recall, [50, 100, np.nan])
-    precision, recall = operating_point(truth, in_columns(results), "bbox", score=0.1)
+    precision, recall = operating_point(truth, found, "bbox", score=0.1)
     np.testing.assert_allclose(precision, [200 / 3, 50, np.nan])
     np.testing.assert_allclose(recall, [100, 100, np.nan])
 
@@ -138,7 +139,8 @@ def test_a_case_counted_by_hand():
 def test_the_table_has_the_data_sets_order_and_counts_no_crowds():
     content, results = make_set(3, images=20, classes=4)
     content["categories"].reverse()
-    truth, detections = make_truth(content), in_columns(results)
+    truth = make_truth(content)
+    detections = in_columns(results, truth.image_ids)
     found = detections.in_hotcoco(truth.coco, "bbox")
     measures = measures_of(run_hotcoco(truth, found, "bbox"), "bbox")
     rows = class_table(truth, detections, measures, score=0.4)

@@ -131,6 +131,30 @@ def test_a_config_names_the_test_set_and_the_sigmas(tmp_path):
     assert_figures(figures, judge(content, results, "keypoints"))
 
 
+def test_a_run_is_judged_by_its_own_training(tmp_path):
+    """Its config names no weights where training began at random, and yet it was trained."""
+    content, results = make_set(5, images=8, crowds=0)
+    for row in results:
+        row["score"], row["bbox"] = 0.9, [100.0, 60.0, 9.0, 9.0]
+    annotations, file = write_set(tmp_path, content, results)
+    config = tmp_path / "config.yaml"
+    config.write_text('MODEL: {WEIGHTS: ""}\nSOLVER: {MAX_ITER: 1000}\n')
+
+    def evaluate():
+        return evaluate_results(
+            file, annotations=annotations, config_file=str(config), tasks=["bbox"]
+        )
+
+    text = evaluate()
+    assert "bbox: AP 0.00" in text and "random weights" not in text
+    rows = [{"iteration": 20 * n - 1, "total_loss": 1.0} for n in range(1, 51)]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+    text = evaluate()
+    assert "random weights" not in text and "not trained enough" not in text
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows[:20])))
+    assert "training stopped at iteration 400 of 1000" in evaluate()
+
+
 def test_no_detections_are_ap_0(tmp_path):
     content, _ = make_set(6, images=8, crowds=0)
     annotations, file = write_set(tmp_path, content, [])
@@ -173,6 +197,40 @@ def drop(field):
         (change(segmentation={}), "entry 1 has a segmentation that is neither"),
         (change(segmentation=[]), "entry 1 has a segmentation that is neither"),
         (change(segmentation={"size": [3, 3], "counts": "9"}), "entry 1 has a segmentation that"),
+        *(
+            (change(segmentation={"size": [HEIGHT, WIDTH], "counts": counts}), "entry 1 has a seg")
+            for counts in (
+                [0, 48000],
+                [0, -48],
+                [0.5, HEIGHT * WIDTH - 0.5],
+                [True, HEIGHT * WIDTH - 1],
+                [],
+                [0, 10**400],
+                "zzzzzz!!~~",
+                "",
+                "é",
+                None,
+            )
+        ),
+        *(
+            (change(segmentation=[polygon]), "entry 1 has a segmentation that is neither")
+            for polygon in (
+                [math.nan] * 6,
+                [0, 0, 1e9, 0, 1e9, 1e9],
+                [0, 0, -1e9, 0, 9, 9],
+                [0, 0, 9, 0],
+                [0, 0, 9, 0, 9, 9, 1],
+                ["0"] * 6,
+                [10**400] * 6,
+                6,
+            )
+        ),
+        (change(segmentation=None), "entry 1 has a segmentation that is neither"),
+        (change(score=10**400), "entry 1 has score 10000"),
+        (change(bbox=[1, 2, 10**400, 3]), "entry 1 has bbox [1, 2, 10000"),
+        (change(keypoints=[10**400] * 9), "entry 1 has keypoints [10000"),
+        (change(image_id=10**400), "entry 1 has image_id 10000"),
+        (change(category_id=10**400), "entry 1 has category_id 10000"),
         (drop("score"), "entry 1 has no 'score'"),
         (drop("bbox"), "entry 1 has no 'bbox'"),
         (lambda results: results.__setitem__(1, "box"), "entry 1 is 'box', not a detection"),
@@ -213,7 +271,7 @@ def test_a_file_that_is_no_results_file_is_refused(tmp_path, text, message):
     [
         ("[1]", "is not a COCO annotation file: "),
         ('{"images": []}', "is not a COCO annotation file: KeyError: 'categories'"),
-        ('{"images": [{"id": "a"}], "categories": []}', "is not a COCO annotation file: "),
+        ('{"images": [{"id": ["a"]}], "categories": []}', "is not a COCO annotation file: "),
         (None, "cannot be read: "),
     ],
 )
@@ -229,9 +287,12 @@ def test_annotations_that_are_none_are_refused(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"score": 1.5}, "--score 1.5 is not in 0..1"),
-        ({"score": math.nan}, "--score nan is not in 0..1"),
+        ({"score": 1.5}, "--score 1.5 is no score: give a number from 0 to 1"),
+        ({"score": math.nan}, "--score nan is no score"),
+        ({"score": "high"}, "--score high is no score: give a number from 0 to 1"),
         ({"limit": 0}, "--limit 0 is no number of images"),
+        ({"limit": "x"}, "--limit x is no number of images: give a whole number from 1"),
+        ({"limit": "-1"}, "--limit -1 is no number of images"),
         ({"evaluator": "fast"}, "--evaluator fast is not one of hotcoco, pycocotools"),
         ({"annotations": None}, "name the ground truth: --annotations FILE, or --config-file"),
     ],

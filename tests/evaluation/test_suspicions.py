@@ -22,14 +22,10 @@ from resnext_det.config import config_names
 from resnext_det.data.custom import CustomData
 from resnext_det.evaluation.diagnosis import diagnose
 from resnext_det.evaluation.evaluator import CocoEvaluator
-from resnext_det.evaluation.suspicions import (
-    compare_with_paper,
-    input_variants,
-    probe_input,
-    probe_model,
-    suspect_input,
-    suspect_training,
-)
+from resnext_det.evaluation.pictures import metrics_if_any
+from resnext_det.evaluation.probe import input_variants, probe_input, probe_model
+from resnext_det.evaluation.suspicions import compare_with_paper, suspect_input, suspect_training
+from resnext_det.evaluation.training import RunMetrics
 from resnext_det.paper import TABLE8, table8_row
 
 RGB_MEAN, RGB_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -78,42 +74,62 @@ def losses(values, step=20):
 
 
 def test_training_that_stopped_early_is_told():
-    cfg = config()
-    cfg.SOLVER.MAX_ITER = 1000
-    finding = suspect_training(cfg, losses(np.ones(20)))
+    finding = suspect_training(losses(np.ones(20)), max_iter=1000)
     assert finding.code == "undertrained"
     assert "stopped at iteration 400 of 1000" in finding.message
-    assert suspect_training(cfg, losses(np.ones(50))) is None
+    assert suspect_training(losses(np.ones(50)), max_iter=1000) is None
+    assert suspect_training(losses(np.ones(20))) is None  # of a schedule that is not known
 
 
 def test_an_evaluations_row_counts_iterations_as_a_losses_row_does():
-    cfg = config()
-    cfg.SOLVER.MAX_ITER = 1000
     rows = [*losses(np.ones(20)), {"iteration": 400, "bbox/AP": 1.0}]
-    assert "iteration 400 of" in suspect_training(cfg, rows).message
+    assert "iteration 400 of" in suspect_training(rows, max_iter=1000).message
 
 
 def test_hardly_any_iteration_is_told():
-    cfg = config()
-    cfg.SOLVER.MAX_ITER = 40
-    assert "training had 40 iterations" in suspect_training(cfg, losses([2, 1])).message
-    assert suspect_training(None, losses(np.ones(50))) is None
+    assert "training had 40 iterations" in suspect_training(losses([2, 1]), max_iter=40).message
+    assert suspect_training(losses(np.ones(50))) is None
 
 
 def test_a_loss_that_still_falls_is_told():
-    finding = suspect_training(None, losses(np.linspace(3, 0.5, 40)))
+    finding = suspect_training(losses(np.linspace(3, 0.5, 40)))
     assert "the loss still fell by" in finding.message
     flat = np.concatenate([np.linspace(3, 1, 20), np.full(20, 1.0)])
-    assert suspect_training(None, losses(flat)) is None
-    assert suspect_training(None, losses(np.linspace(3, 2, 40))) is None  # by 3.7% at the end
+    assert suspect_training(losses(flat)) is None
+    assert suspect_training(losses(np.linspace(3, 2, 40))) is None  # by 3.7% at the end
     noisy = 1 + 0.1 * np.random.default_rng(0).normal(size=80)
-    assert suspect_training(None, losses(noisy)) is None
+    assert suspect_training(losses(noisy)) is None
 
 
 def test_random_weights_are_told_where_no_training_is_known():
-    assert "MODEL.WEIGHTS is empty" in suspect_training(config(WEIGHTS=""), ()).message
-    assert suspect_training(config(WEIGHTS="model_final.pth"), ()) is None
-    assert suspect_training(None, ()) is None
+    assert "random weights" in suspect_training((), weights="").message
+    assert suspect_training((), weights="model_final.pth") is None
+    assert suspect_training(()) is None  # of a results file, whose model nobody knows
+
+
+def test_the_schedule_is_that_of_the_run_and_not_the_evaluations(tmp_path):
+    """Evaluated with a config of another schedule, a finished run is finished."""
+    rows = losses(np.ones(50))
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+    cfg = config("faster_rcnn_X50_32x4d", WEIGHTS="x.pth")
+    cfg.SOLVER.MAX_ITER = 90_000
+
+    def codes():
+        metrics = metrics_if_any(tmp_path / "metrics.json")
+        found = diagnose(
+            *one_object(10), "bbox", {"AP": 2.0, "AP50": 50.0}, cfg=cfg, metrics=metrics
+        )
+        return [finding.code for finding in found]
+
+    assert codes() == ["low_ap"]
+    (tmp_path / "config.yaml").write_text("SOLVER: {MAX_ITER: 1000}")
+    assert codes() == ["low_ap"]
+    (tmp_path / "config.yaml").write_text("SOLVER: {MAX_ITER: 5000}")
+    assert codes() == ["undertrained"]
+    (tmp_path / "config.yaml").write_text("train: {max_iter: 5000}")  # of a Python config
+    assert codes() == ["undertrained"]
+    (tmp_path / "config.yaml").write_text("SOLVER: [")
+    assert codes() == ["low_ap"]
 
 
 @pytest.mark.parametrize("name", PAPER_CONFIGS)
@@ -163,10 +179,9 @@ def one_object(images):
 
 def test_the_diagnosis_asks_config_and_training_of_a_low_ap_alone():
     cfg = config("faster_rcnn_X50_32x4d", form="BGR", WEIGHTS="x.pth")
-    cfg.SOLVER.MAX_ITER = 1000
 
     def codes(ap, images=5000, trained=True):
-        metrics = losses(np.ones(20)) if trained else ()
+        metrics = RunMetrics(losses(np.ones(20)), max_iter=1000) if trained else ()
         found = diagnose(
             *one_object(images), "bbox", {"AP": ap, "AP50": 50.0}, cfg=cfg, metrics=metrics
         )

@@ -399,3 +399,14 @@ def test_the_tool_writes_the_page_and_prints_errors_without_a_traceback(make, tm
     words = (run, run, "--images", "3")
     done = run_tool(REPO / "tools/report.py", *words, datasets=tmp_path, cwd=tmp_path)
     assert done.returncode == 2 and "--images and --threshold are for one run" in done.stderr
+
+
+def test_what_is_no_fault_does_not_look_like_one(make):
+    content = evaluation(("a", "b"))
+    content["tasks"]["bbox"]["findings"] = [
+        {"code": "no_detections", "message": "nothing was found", "remedy": "train"},
+        {"code": "empty_size_bins", "message": "no large objects", "remedy": "nothing is wrong"},
+    ]
+    page = write_report(make(content)).read_text()
+    assert "<li><strong>Nothing was found." in page
+    assert '<li class="plain"><strong>No large objects.' in page
