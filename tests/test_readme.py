@@ -38,6 +38,28 @@ def test_its_train_net_commands_parse(page):
         assert made or (REPO / args.config_file).is_file()
 
 
+def documented_flags():
+    """{tool: flags} of all commands in the README and the pages."""
+    flags = {}
+    for page in (REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))):
+        blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
+        for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+            for tool, words in re.findall(r"python (tools/\w+\.py)([^#|&]*)", line):
+                own = words.split(" -- ")[0]  # what follows is another command's
+                flags.setdefault(tool, set()).update(re.findall(r"(?<=\s)--[a-z][\w-]*", own))
+    return flags
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tool", "flags"), sorted(documented_flags().items()))
+def test_documented_commands_have_their_flags(tool, flags):
+    assert (REPO / tool).is_file()
+    done = subprocess.run(
+        [sys.executable, REPO / tool, "--help"], capture_output=True, text=True, check=True
+    )
+    assert flags <= set(re.findall(r"--[a-z][\w-]*", done.stdout))
+
+
 def test_its_make_targets_exist():
     makefile = (REPO / "Makefile").read_text()
     for target in re.findall(r"make (demo|test|setup)\b", README):
