@@ -10,7 +10,7 @@ from pathlib import Path
 
 from resnext_det.config import load_config
 from resnext_det.engine import Trainer
-from resnext_det.engine.failures import replay
+from resnext_det.engine.replay import replay
 from resnext_det.errors import UserError
 from resnext_det.quiet import silence_deprecations
 

@@ -23,11 +23,9 @@ from resnext_det.engine.failures import (
     explain_non_finite,
     explain_out_of_memory,
     is_out_of_memory,
-    pack_batch,
-    replay,
     suspicious_boxes,
-    unpack_batch,
 )
+from resnext_det.engine.replay import pack_batch, replay, unpack_batch
 from resnext_det.engine.schedule import Reference
 from resnext_det.engine.setup import _be_deterministic, without_sync_bn
 from resnext_det.engine.step import NonFiniteLossError, TrainingStep
