@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from ..errors import UserError
 from ..evaluation import evaluation_folder
-from ..evaluation.pictures import metrics_if_any
+from ..evaluation.training import metrics_if_any
 from ..weights import StrictCheckpointer, settings_of
 from .averaging import load_average
 from .failures import explain_in_evaluation

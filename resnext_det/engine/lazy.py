@@ -18,7 +18,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..evaluation import CocoEvaluator
-from ..evaluation.pictures import metrics_if_any
+from ..evaluation.training import metrics_if_any
 from ..weights import StrictCheckpointer
 from .checks import refuse_frozen_random_layers
 from .job import format_results

@@ -27,7 +27,7 @@ from ..data import NamingDatasetMapper
 from ..errors import UserError
 from ..evaluation import CocoEvaluator, build_coco_evaluator, evaluation_folder
 from ..evaluation.coco import check_test_sets, tasks_of
-from ..evaluation.pictures import metrics_if_any
+from ..evaluation.training import metrics_if_any
 from ..modeling.build import build_detector
 from ..weights import StrictCheckpointer, settings_of
 from .averaging import AverageWeights, SameStatistics, norm_statistics

@@ -14,7 +14,8 @@ from tabulate import tabulate
 
 from ..data.drawing import save_figure
 from ..errors import UserError
-from .pictures import read_metrics, set_log_scale
+from .pictures import set_log_scale
+from .training import read_metrics
 
 _TASKS = ("bbox", "segm", "keypoints")
 _COLOURS = colormaps["tab10"].colors

@@ -13,7 +13,6 @@ from ..errors import UserError
 from .diagnosis import diagnose
 from .measures import EVALUATORS, implementation
 from .options import parse_limit, parse_score
-from .pictures import metrics_if_any
 from .results_file import RESULT_FIELDS, read_detections
 from .summary import (
     evaluate_tasks,
@@ -24,7 +23,7 @@ from .summary import (
     write_evaluation,
     write_json,
 )
-from .training import RunMetrics
+from .training import RunMetrics, metrics_if_any
 from .truth import annotation_file, read_truth
 
 

@@ -1,9 +1,12 @@
 """What a run's folder tells of its training, to judge a low AP by."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
+
+from ..errors import UserError
 
 
 class RunMetrics(list[dict]):
@@ -30,3 +33,39 @@ def planned_iterations(config_file: Path) -> int | None:
         if type(value) is int:
             return value
     return None
+
+
+def read_metrics(file: Path) -> list[dict]:
+    """Read a run's `metrics.json`, one JSON object a line, each with its `iteration`.
+
+    A last line without its end, of a run that was killed while it wrote, is left out.
+
+    Raises:
+        UserError: if the file is absent, empty or not JSON lines.
+    """
+    metrics = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                if number == len(lines) and not line.endswith("\n"):
+                    break
+                raise
+            if not (isinstance(row, dict) and isinstance(row.get("iteration"), int)):
+                raise ValueError(f"line {number} has no iteration")
+            metrics.append(row)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is not a readable metrics.json: {error}") from error
+    if not metrics:
+        raise UserError(f"{file} is empty: the run has not reached an iteration to report")
+    return metrics
+
+
+def metrics_if_any(file: Path) -> RunMetrics:
+    """Rows of `read_metrics`; none if there is no such file, or it is not readable."""
+    try:
+        return RunMetrics(read_metrics(file), planned_iterations(file.parent / "config.yaml"))
+    except UserError:
+        return RunMetrics()

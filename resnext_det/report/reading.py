@@ -12,7 +12,7 @@ from ..config import load_config
 from ..data.custom import data_of_run
 from ..errors import UserError
 from ..evaluation import evaluation_folder
-from ..evaluation.pictures import read_metrics
+from ..evaluation.training import read_metrics
 from .contract import check_detections, check_evaluation, check_starts
 
 

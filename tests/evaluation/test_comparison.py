@@ -13,7 +13,7 @@ from resnext_det.evaluation.comparison import (
     plot_comparison,
     read_runs,
 )
-from resnext_det.evaluation.pictures import read_metrics
+from resnext_det.evaluation.training import read_metrics
 from tests.helpers import REPO, run_tool
 
 

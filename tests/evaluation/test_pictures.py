@@ -8,7 +8,8 @@ import resnext_det
 from resnext_det.config import dump_config
 from resnext_det.data import shapes
 from resnext_det.errors import UserError
-from resnext_det.evaluation.pictures import draw_run, draw_sheet, read_metrics
+from resnext_det.evaluation.pictures import draw_run, draw_sheet
+from resnext_det.evaluation.training import read_metrics
 
 
 @pytest.fixture

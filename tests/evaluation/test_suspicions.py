@@ -22,10 +22,9 @@ from resnext_det.config import config_names
 from resnext_det.data.custom import CustomData
 from resnext_det.evaluation.diagnosis import diagnose
 from resnext_det.evaluation.evaluator import CocoEvaluator
-from resnext_det.evaluation.pictures import metrics_if_any
 from resnext_det.evaluation.probe import input_variants, probe_input, probe_model
 from resnext_det.evaluation.suspicions import compare_with_paper, suspect_input, suspect_training
-from resnext_det.evaluation.training import RunMetrics
+from resnext_det.evaluation.training import RunMetrics, metrics_if_any
 from resnext_det.paper import TABLE8, table8_row
 
 RGB_MEAN, RGB_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
