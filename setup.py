@@ -62,6 +62,8 @@ setup(
         "setuptools<81",  # Detectron2 imports pkg_resources
     ],
     extras_require={
+        "onnx": ["onnx", "onnxruntime", "onnxscript"],  # export to ONNX, and running it
+        "openvino": ["openvino>=2025.0", "nncf>=2.14"],  # the fastest on CPUs; int8
         "slurm": ["submitit>=1.5"],  # for tools/submit_slurm.py
         "video": ["opencv-python-headless"],  # for tools/demo.py on videos
         "web": ["starlette", "uvicorn"],  # for tools/webdemo.py

@@ -14,15 +14,22 @@ try:
         warnings.simplefilter("ignore", UserWarning)
         import detectron2.modeling  # noqa: F401
 except ImportError as error:
-    # `python -m resnext_det.doctor` imports this package first and must run without Detectron2.
-    if "resnext_det.doctor" not in sys.orig_argv:
+    # Without Detectron2 `resnext_det.doctor` and `resnext_det.deploy.run` work all the same.
+    _missing = error
+
+    def __getattr__(name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
         from .doctor import detectron2_command
 
-        if (error.name or "").split(".")[0] == "detectron2":
+        if (_missing.name or "").split(".")[0] == "detectron2":
             remedy = f"Install it with: {detectron2_command()}"
         else:
             remedy = f"See what is missing with: {sys.executable} -m resnext_det.doctor"
-        raise ImportError(f"resnext_det needs Detectron2 ({error}). {remedy}") from error
+        raise ImportError(
+            f"resnext_det.{name} needs Detectron2 ({_missing}). {remedy}"
+        ) from _missing
+
 else:
     from .config import add_resnext_config, get_cfg, register_training_keys
     from .data import register_datasets

@@ -25,11 +25,14 @@ def run(python, *words, path, cwd):
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
 
 
-def test_without_detectron2_the_import_names_the_command(bare_python, tmp_path):
-    done = run(bare_python, "-c", "import resnext_det", path=REPO, cwd=tmp_path)
+@pytest.mark.parametrize(
+    "words", ["import resnext_det; resnext_det.get_cfg", "from resnext_det import get_cfg"]
+)
+def test_without_detectron2_every_name_tells_the_command(words, bare_python, tmp_path):
+    done = run(bare_python, "-c", words, path=REPO, cwd=tmp_path)
     assert done.returncode == 1
     last = done.stderr.strip().split("\n")[-1]
-    assert last.startswith("ImportError: resnext_det needs Detectron2")
+    assert last.startswith("ImportError: resnext_det.get_cfg needs Detectron2")
     assert f"{bare_python} -m pip install" in last
     assert str(REPO / "requirements/detectron2.txt") in last
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from resnext_det.deploy.options import add_optimize_argument
 from resnext_det.errors import UserError
 from resnext_det.inference.demo import run_demo
 from resnext_det.inference.runner import Options
@@ -49,6 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=int, metavar="N", help="at most N inputs, and N frames each"
     )
+    add_optimize_argument(parser, int8=False)
     parser.add_argument("--json", action="store_true", help="write DIR/predictions.json")
     parser.add_argument("--csv", action="store_true", help="write DIR/predictions.csv")
     parser.add_argument(
@@ -68,7 +70,13 @@ def main() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         options = Options(
-            args.threshold, args.batch, args.limit, json=args.json, csv=args.csv, coco=args.coco
+            args.threshold,
+            args.batch,
+            args.limit,
+            json=args.json,
+            csv=args.csv,
+            coco=args.coco,
+            optimize=args.optimize,
         )
         summary = run_demo(
             args.config_file,

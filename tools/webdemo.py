@@ -10,6 +10,7 @@ Ctrl-C ends it.
 import argparse
 import sys
 
+from resnext_det.deploy.options import add_optimize_argument
 from resnext_det.errors import UserError
 from resnext_det.inference.web import Limits, run_webdemo
 from resnext_det.quiet import silence_deprecations
@@ -40,6 +41,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help=f"of an image, width x height (default {Limits.pixels})",
     )
+    add_optimize_argument(parser, int8=False)
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the config")
     return parser.parse_args()
 
@@ -54,6 +56,7 @@ def main() -> None:
         host=args.host,
         port=args.port,
         threshold=args.threshold,
+        optimize=args.optimize,
         limits=Limits(upload_bytes=args.max_upload_mb * 1024**2, pixels=args.max_pixels),
         say=lambda line: print(line, flush=True),
     )

@@ -9,13 +9,16 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from tabulate import tabulate
+from torch import nn
 
+from ..deploy.options import Optimization, parse_optimization
 from ..errors import UserError
 from ..evaluation import evaluation_folder
 from ..evaluation.training import metrics_if_any
 from ..weights import StrictCheckpointer, settings_of
 from .averaging import load_average
 from .failures import explain_in_evaluation
+from .optimized import evaluate_optimized
 from .probing import try_other_inputs
 from .record import add_start, describe_start
 from .results import remove_unfinished, set_aside_run, write_results
@@ -58,11 +61,15 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
     Raises:
         UserError: for a mistake in the config, the data or the weights.
     """
+    optimization = parse_optimization(args)
     cfg = prepare(args)
     if args.again and comm.all_gather(is_evaluated(Path(cfg.OUTPUT_DIR)))[0]:
         logger.info("the run is finished already")  # a machine joined as it ended, say
         return {}
-    results = _evaluate(cfg, resume=args.resume) if args.eval_only else _train(cfg, args)
+    if args.eval_only:
+        results = _evaluate(cfg, resume=args.resume, optimization=optimization)
+    else:
+        results = _train(cfg, args)
     if results is None or not comm.is_main_process():
         return {}
     folders = {name: evaluation_folder(cfg, name) for name in cfg.DATASETS.TEST}
@@ -76,7 +83,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
     return results
 
 
-def _evaluate(cfg: CfgNode, *, resume: bool) -> dict:
+def _evaluate(cfg: CfgNode, *, resume: bool, optimization: Optimization | None) -> dict:
     """Evaluate the config's weights, or with `resume` those of the newest checkpoint."""
     model = Trainer.build_model(cfg)
     checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, settings=settings_of(cfg))
@@ -91,15 +98,21 @@ def _evaluate(cfg: CfgNode, *, resume: bool) -> dict:
         logger.warning("MODEL.WEIGHTS is empty: evaluating random weights")
     # of the run that they were trained in, to judge a low AP by
     metrics = metrics_if_any(weights.parent / "metrics.json") if weights.is_file() else []
-    try:
+
+    def evaluate(detector: nn.Module) -> dict:
         evaluators = [Trainer.build_evaluator(cfg, name, metrics) for name in cfg.DATASETS.TEST]
-        results = Trainer.test(cfg, model, evaluators)
-        try_other_inputs(cfg, model, results)
+        results = Trainer.test(cfg, detector, evaluators)
+        try_other_inputs(cfg, detector, results)
+        return results
+
+    try:
+        if optimization is None:
+            return evaluate(model)
+        return evaluate_optimized(cfg, model, optimization, evaluate)
     except Exception as error:
         if message := explain_in_evaluation(error, cfg):
             raise UserError(message) from error
         raise
-    return results
 
 
 def _train(cfg: CfgNode, args: argparse.Namespace) -> dict | None:

@@ -21,6 +21,7 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT, _distributed_worker, _find
 from detectron2.utils import comm
 from torch.distributed.rendezvous import rendezvous
 
+from ..deploy.options import add_optimize_argument
 from ..errors import UserError, user_message
 from ..evaluation.options import parse_limit, parse_score
 from ..quiet import silence_deprecations
@@ -65,6 +66,7 @@ def argument_parser() -> argparse.ArgumentParser:
     testing.add_argument(
         "--tta", action="store_true", help="test-time augmentation as TEST.AUG says, far slower"
     )
+    add_optimize_argument(parser.add_argument_group("with --eval-only, on a CPU"), int8=True)
     own = parser.add_argument_group(
         "your own data in COCO's format (repeatable; NUM_CLASSES is set to fit)"
     )

@@ -16,6 +16,8 @@ from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ..deploy.options import parse_optimization
+from ..deploy.quantization import optimize_as
 from ..errors import UserError
 from ..evaluation import CocoEvaluator
 from ..evaluation.training import metrics_if_any
@@ -52,6 +54,7 @@ def train_or_evaluate_lazy(args: argparse.Namespace) -> dict:
     Raises:
         UserError: for a mistake in the config, the data or the weights.
     """
+    parse_optimization(args)  # a mistake costs no time
     cfg = prepare_lazy(args)
     try:
         model = instantiate(cfg.model).to(cfg.train.device)
@@ -72,6 +75,8 @@ def train_or_evaluate_lazy(args: argparse.Namespace) -> dict:
             logger.warning("train.init_checkpoint is empty: evaluating random weights")
         # of the run that they were trained in, to judge a low AP by
         metrics = metrics_if_any(weights.parent / "metrics.json") if weights.is_file() else ()
+        if args.optimize is not None:
+            model = optimize_as(model, args.optimize)
         results = evaluate(cfg, model, metrics)
     else:
         signals = getattr(args, "signals", None)

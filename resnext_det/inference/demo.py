@@ -56,7 +56,13 @@ def run_demo(
     except OSError as error:
         reason = "it is a file" if output.is_file() else error.strerror
         raise UserError(f"--output {output} cannot be made: {reason}") from error
-    predictor = Predictor(config, weights, overrides=overrides, batch_size=options.batch)
+    predictor = Predictor(
+        config,
+        weights,
+        overrides=overrides,
+        batch_size=options.batch,
+        optimize=options.optimize,
+    )
     runner = Runner(predictor, output, options, len(sources))
     try:
         with _progress(len(sources), say) as advance:

@@ -13,6 +13,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from PIL import Image
 
+from ..deploy.quantization import optimize_as
 from ..errors import UserError
 from ..modeling.build import choose_device
 from .detector import load_detector, metadata_of, read_config
@@ -50,6 +51,7 @@ class Predictor:
         overrides: Sequence[str] = (),
         batch_size: int = 1,
         max_pixels: int = MAX_PIXELS,
+        optimize: str | None = None,
     ) -> None:
         """Build the detector and load its weights.
 
@@ -63,10 +65,13 @@ class Predictor:
             overrides: KEY VALUE words, for a config that is a file or a name.
             batch_size: images at once, at least 1.
             max_pixels: width * height of the largest image that is taken.
+            optimize: compile the detector for the CPU: "f32", "bf16", or the folder of an int8
+                model; see `resnext_det.deploy`.
 
         Raises:
             UserError: for a config, device or value that cannot be used, weights that are not
-                those of this whole detector, or a data set whose classes are unknown.
+                those of this whole detector, a data set whose classes are unknown, or an
+                optimisation that this CPU or model does not admit.
         """
         if batch_size < 1:
             raise UserError(f"batch size {batch_size}: at least 1 image is needed")
@@ -86,6 +91,8 @@ class Predictor:
         self.model = load_detector(
             cfg, None if isinstance(config, CfgNode) else Path(config).parent
         )
+        if optimize is not None:
+            self.model = optimize_as(self.model, optimize)
 
     def __call__(
         self, images: ImageInput | Sequence[ImageInput], *, score: float = 0.0

@@ -40,6 +40,7 @@ class Options:
         json: write predictions.json.
         csv: write predictions.csv.
         coco: write coco_instances_results.json and images.json.
+        optimize: see `Predictor`.
 
     Raises:
         UserError: for a value that is not as above.
@@ -51,6 +52,7 @@ class Options:
     json: bool = False
     csv: bool = False
     coco: bool = False
+    optimize: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:

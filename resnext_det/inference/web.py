@@ -56,6 +56,7 @@ def run_webdemo(
     port: int = 7860,
     threshold: float = 0.5,
     limits: Limits | None = None,
+    optimize: str | None = None,
     say: Callable[[str], None] = logger.info,
 ) -> None:
     """Build a predictor and serve the demo until Ctrl-C.
@@ -68,6 +69,7 @@ def run_webdemo(
         port: 0 to 65535; 0 takes a free one.
         threshold: lowest score shown at first, 0 to 1.
         limits: None for the defaults.
+        optimize: see `Predictor`.
         say: gets the line with the page's address, once the server answers there.
 
     Raises:
@@ -92,7 +94,13 @@ def run_webdemo(
             )
         limits = limits or Limits()
         app = build_app(
-            Predictor(config, weights, overrides=overrides, max_pixels=limits.pixels),
+            Predictor(
+                config,
+                weights,
+                overrides=overrides,
+                max_pixels=limits.pixels,
+                optimize=optimize,
+            ),
             title=model_name(config, weights),
             threshold=threshold,
             limits=limits,

@@ -1,0 +1,102 @@
+"""A detector with the same interface that runs faster on a CPU."""
+
+import copy
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+from ..modeling.fast import accelerate
+from .engines import PRECISIONS, Run, choose_engine, compile_part
+from .folding import fold_norms
+from .parts import Call, CompiledPart, Part, PartModule, find_parts, record_calls, strip
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLE_SIZE = (256, 320)  # pixels; two different numbers, so that none is taken for the other
+
+
+def optimize(
+    model: nn.Module, precision: str = "f32", *, engine: str | None = None, streams: int = 1
+) -> nn.Module:
+    """Copy a trained detector for fast inference on a CPU.
+
+    Backbone with FPN, RPN head, and box, mask and keypoint heads are compiled with batch norms
+    folded into convolutions, in channels_last, for images of any size. Proposals and results are
+    selected by Detectron2's own code in float32, and regions are pooled on all threads.
+
+    Args:
+        model: a GeneralizedRCNN or RetinaNet on the CPU, C4 or FPN, with this package's ResNeXt or
+            Detectron2's ResNet. It is not changed.
+        precision: "f32", or "bf16" for bfloat16 in the compiled layers.
+        engine: "openvino", "torch.compile" or "eager"; None for the fastest that is installed.
+        streams: images that other threads may run at the same time, each on its share of
+            `torch.get_num_threads()`.
+
+    Returns:
+        A detector that is called as `model` is, in evaluation mode; it cannot be trained or saved.
+
+    Raises:
+        UserError: for another kind of model, a model on a GPU, an unknown or absent engine, or bf16
+            on a CPU without instructions for it.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(
+            f"precision {precision!r} is not one of {', '.join(PRECISIONS)}; for int8 see "
+            "resnext_det.deploy.quantization"
+        )
+    if streams < 1:
+        raise UserError(f"streams {streams}: at least 1 is needed")
+    engine = choose_engine(engine)
+
+    def build(part: Part, module: PartModule, call: Call) -> Run:
+        return compile_part(
+            module, call.inputs, engine=engine, precision=precision, streams=streams
+        )
+
+    detector = rebuild(model, build)
+    logger.info("optimised for %s in %s", engine, precision)
+    return detector
+
+
+def rebuild(model: nn.Module, build: Callable[[Part, PartModule, Call], Run]) -> nn.Module:
+    """Copy a detector with each part replaced by what `build` makes of it.
+
+    Args:
+        model: see `optimize`.
+        build: gets a part, its module with norms folded, and a call with inputs of one image.
+
+    Raises:
+        UserError: for a model that has no such parts, or that is on a GPU.
+    """
+    parts = find_parts(model)
+    if model.device.type != "cpu":
+        raise UserError(f"the model is on {model.device}: it is optimised for CPUs alone: MODEL.DEVICE cpu")
+    detector = accelerate(copy.deepcopy(model)).eval()
+    calls = record_calls(detector, parts, [example_image()])
+    for part in parts:
+        if part.name not in calls:
+            continue
+        call = calls.pop(part.name)
+        module = PartModule(fold_norms(part.module(detector)), part.method, call.arguments)
+        part.bind(detector, CompiledPart(build(part, module, call), call))
+        strip(part, detector)
+    detector.__dict__["train"] = _evaluation_only(detector)
+    return detector
+
+
+def example_image() -> dict:
+    """An input of a detector, of noise."""
+    generator = torch.Generator().manual_seed(0)
+    return {"image": torch.randint(0, 256, (3, *_EXAMPLE_SIZE), generator=generator).float()}
+
+
+def _evaluation_only(detector: nn.Module) -> Callable[..., nn.Module]:
+    def train(mode: bool = True) -> nn.Module:
+        if mode:
+            raise UserError("an optimised detector cannot be trained: train the one it is made of")
+        return detector
+
+    return train

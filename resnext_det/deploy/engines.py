@@ -1,0 +1,233 @@
+"""What runs compiled parts on a CPU: OpenVINO, torch.compile, or PyTorch's own kernels.
+
+An engine takes a module of tensors and gives a function of tensors. Images and feature maps go
+in and come out in channels_last, which is what all of them compute in, so that no time is lost on
+layouts between them and the pooling of regions.
+"""
+
+import logging
+import os
+import shutil
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .optional import how_to_install, import_package, is_installed
+
+logger = logging.getLogger(__name__)
+
+ENGINES = ("openvino", "torch.compile", "eager")  # fastest first
+PRECISIONS = ("f32", "bf16")
+
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx_ne_convert")
+_NO_BF16 = "precision bf16: this CPU has no bfloat16 instructions, it would be slower; use f32"
+
+Run = Callable[..., Sequence[Tensor]]
+
+
+def choose_engine(name: str | None = None) -> str:
+    """The engine asked for, or the fastest one that is installed; says which faster one is not.
+
+    Raises:
+        UserError: for an engine that is unknown or not installed.
+    """
+    missing = {
+        "openvino": None
+        if is_installed("openvino")
+        else f"OpenVINO is not installed: {how_to_install('openvino')}",
+        "torch.compile": None
+        if shutil.which(os.environ.get("CXX", "g++"))
+        else "torch.compile needs a C++ compiler: install g++",
+        "eager": None,
+    }
+    if name is None:
+        for engine, reason in missing.items():
+            if reason is None:
+                return engine
+            logger.warning("a faster engine is missing: %s", reason)
+    if name not in ENGINES:
+        raise UserError(f"engine {name!r} is not one of {', '.join(ENGINES)}")
+    if missing[name] is not None:
+        raise UserError(missing[name])
+    return name
+
+
+def compile_part(
+    module: nn.Module, example: tuple[Tensor, ...], *, engine: str, precision: str, streams: int
+) -> Run:
+    """Compile a module of tensors.
+
+    Args:
+        module: maps tensors (N, ...) to a tuple of tensors (N, ...), in evaluation mode.
+        example: inputs to trace it with; N, H and W may differ later.
+        engine: one of `ENGINES`.
+        precision: "f32" or "bf16", of the layers; inputs and results are float32.
+        streams: calls that run at the same time, each with its share of the threads.
+
+    Returns:
+        A function of such tensors. Several threads may call it.
+
+    Raises:
+        UserError: for bf16 on a CPU that has no instructions for it.
+    """
+    if engine == "openvino":
+        return OpenVINORun(to_openvino(module, example), precision, streams)
+    check_bf16(precision)
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    module = _InPrecision(module.to(kind), kind)
+    if engine == "torch.compile":
+        module = torch.compile(module, dynamic=True, options={"freezing": True})
+    return _channels_last(module)
+
+
+def check_bf16(precision: str) -> None:
+    """Refuse bf16 where it would be emulated, slower than float32.
+
+    Raises:
+        UserError: on a CPU without bfloat16 instructions.
+    """
+    describe = getattr(torch.cpu, "get_capabilities", dict)  # older versions cannot tell
+    capabilities = describe()
+    on_x86 = capabilities.get("architecture") == "x86_64"
+    if precision == "bf16" and on_x86 and not any(map(capabilities.get, _BF16_INSTRUCTIONS)):
+        raise UserError(_NO_BF16)
+
+
+class _InPrecision(nn.Module):
+    """A module in another type than its inputs' and results' float32."""
+
+    def __init__(self, module: nn.Module, kind: torch.dtype) -> None:
+        super().__init__()
+        self.module = module
+        self.kind = kind
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(r.float() for r in self.module(*(t.to(self.kind) for t in tensors)))
+
+
+def _channels_last(module: nn.Module) -> Run:
+    @torch.no_grad()
+    def run(*tensors: Tensor) -> Sequence[Tensor]:
+        return module(*map(to_channels_last, tensors))
+
+    return run
+
+
+def to_channels_last(tensor: Tensor) -> Tensor:
+    """Maps (N, C, H, W) in channels_last, other tensors contiguous."""
+    if tensor.dim() == 4:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.contiguous()
+
+
+def to_openvino(module: nn.Module, example: tuple[Tensor, ...]):
+    """Convert a module to an `openvino.Model` with maps in NHWC and dynamic N, H and W.
+
+    Args:
+        module: maps tensors to a tuple of tensors.
+        example: inputs to trace it with.
+    """
+    openvino = import_package("openvino")
+    from openvino.preprocess import PrePostProcessor
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing, for OpenVINO's maintainers to mend
+        model = openvino.convert_model(module, example_input=example)
+    shapes = {}
+    for port, tensor in zip(model.inputs, example, strict=True):
+        free = [-1] * (tensor.dim() - 2)
+        shapes[port] = openvino.PartialShape([-1, tensor.shape[1], *free])
+    model.reshape(shapes)
+    layouts = PrePostProcessor(model)
+    for ports, side in ((model.inputs, layouts.input), (model.outputs, layouts.output)):
+        for index, port in enumerate(ports):
+            if port.partial_shape.rank.get_length() == 4:
+                side(index).model().set_layout(openvino.Layout("NCHW"))
+                side(index).tensor().set_layout(openvino.Layout("NHWC"))
+    return layouts.build()
+
+
+class OpenVINORun:
+    """An `openvino.Model` of `to_openvino` as a function of tensors."""
+
+    def __init__(self, model: object, precision: str, streams: int = 1) -> None:
+        """Compile the model for the CPU, on as many threads as torch uses.
+
+        Args:
+            model: of `to_openvino`, or what quantisation made of it.
+            precision: "f32" or "bf16", of what is not quantised.
+            streams: see `compile_part`.
+
+        Raises:
+            UserError: for bf16 on a CPU that has no instructions for it.
+        """
+        self._openvino = import_package("openvino")
+        core = self._openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property(
+            "CPU", "OPTIMIZATION_CAPABILITIES"
+        ):
+            raise UserError(_NO_BF16)
+        self.compiled = core.compile_model(
+            model,
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": precision,
+                "NUM_STREAMS": streams,
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            },
+        )
+        self._idle: deque = deque()  # requests, of which each serves one thread at a time
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        """Run on float32 tensors. A request serves again when nobody holds its results."""
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self.compiled.create_infer_request()
+        arrays = [to_array(t) for t in tensors]  # which the request reads, and does not keep
+        for port, array in zip(self.compiled.inputs, arrays, strict=True):
+            request.set_tensor(port, self._openvino.Tensor(array, shared_memory=True))
+        request.infer()
+        lease = _Lease(request, self._idle)
+        return [_first(lease.result(port)) for port in self.compiled.outputs]
+
+
+class _Lease:
+    """Keeps a request from running again while one of its results is alive.
+
+    Results stay in the request's memory: copies of feature maps cost a tenth of the whole run.
+    """
+
+    def __init__(self, request: object, idle: deque) -> None:
+        self.request = request
+        self.idle = idle
+
+    def result(self, port: object) -> Tensor:
+        array = self.request.get_tensor(port).data.view(_Leased)
+        array.lease = self
+        return torch.from_numpy(array)
+
+    def __del__(self) -> None:
+        self.idle.append(self.request)
+
+
+class _Leased(np.ndarray):
+    """An array with its lease; a tensor of it keeps both."""
+
+    lease: _Lease
+
+
+def to_array(tensor: Tensor) -> np.ndarray:
+    """What a model of `to_openvino` takes: maps (N, C, H, W) as (N, H, W, C)."""
+    if tensor.dim() == 4:
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.contiguous().numpy()
+
+
+def _first(tensor: Tensor) -> Tensor:
+    return tensor.permute(0, 3, 1, 2) if tensor.dim() == 4 else tensor

@@ -1,0 +1,218 @@
+"""Post-training quantisation of a detector's layers to int8, by NNCF, for OpenVINO."""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from ..atomic import PREFIX
+from ..errors import UserError
+from .compiled import optimize, rebuild
+from .engines import OpenVINORun, Run, to_array, to_openvino
+from .optional import import_package
+from .options import parse_how
+from .parts import Call, Part, PartModule, iterate_inputs
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+_RECORD = "quantized.json"
+_MOST_BYTES = 2**20  # of a record
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A detector's parts with int8 weights and activations.
+
+    Attributes:
+        models: an `openvino.Model` for the name of each part.
+        fingerprint: of the detector that they were made of, see `fingerprint_of`.
+    """
+
+    models: Mapping[str, object]
+    fingerprint: str
+
+    def detector(self, model: nn.Module, *, streams: int = 1) -> nn.Module:
+        """Copy a detector with these parts in the place of its own.
+
+        Args:
+            model: the detector that they were made of, with its weights; it is not changed.
+            streams: see `optimize`.
+
+        Raises:
+            UserError: for a detector with other weights or parts.
+        """
+        if fingerprint_of(model) != self.fingerprint:
+            raise UserError(
+                "the int8 model was made of other weights than the detector's: quantise it again, "
+                "or name the weights that it was made of"
+            )
+
+        def build(part: Part, module: PartModule, call: Call) -> Run:
+            if part.name not in self.models:
+                raise UserError(f"the int8 model lacks the detector's {part.name}: quantise again")
+            return OpenVINORun(self.models[part.name], "f32", streams)
+
+        return rebuild(model, build)
+
+    def save(self, folder: Path, record: Mapping) -> None:
+        """Write the parts (`NAME.xml`, `NAME.bin`) and `quantized.json`, whole or not at all.
+
+        Args:
+            folder: replaced if it holds an int8 model already.
+            record: what is known of the model, e.g. its AP; plain values.
+
+        Raises:
+            UserError: if the folder cannot be written, or holds anything else.
+        """
+        openvino = import_package("openvino")
+        if folder.exists() and not (folder / _RECORD).is_file():
+            raise UserError(f"{folder} is in the way: it is no int8 model, remove it first")
+        known = {
+            "version": VERSION,
+            "fingerprint": self.fingerprint,
+            "parts": sorted(self.models),
+            **record,
+        }
+        temporary = None
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder.parent))
+            for name, model in self.models.items():
+                openvino.save_model(model, temporary / f"{name}.xml", compress_to_fp16=False)
+            text = json.dumps(known, indent=2, allow_nan=False) + "\n"
+            (temporary / _RECORD).write_text(text, encoding="utf-8")
+            temporary.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(temporary, folder)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+        finally:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Quantized":
+        """Read what `save` wrote. OpenVINO's files hold layers and numbers, and no code.
+
+        Raises:
+            UserError: if OpenVINO is absent, or the folder holds no such model.
+        """
+        openvino = import_package("openvino")
+        file = folder / _RECORD
+        try:
+            if file.stat().st_size > _MOST_BYTES:
+                raise ValueError("its record is too large")
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if record["version"] != VERSION:
+                raise ValueError(f"version {record['version']!r} is not {VERSION}")
+            fingerprint, parts = str(record["fingerprint"]), list(map(str, record["parts"]))
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"{folder} holds no int8 model ({_RECORD}: {reason})") from error
+        models = {}
+        for name in parts:
+            if Path(name).name != name:
+                raise UserError(f"{file} names a part {name!r}: parts lie in its own folder")
+            try:
+                models[name] = openvino.Core().read_model(folder / f"{name}.xml")
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise UserError(f"{folder / name}.xml cannot be read: {reason}") from error
+        return cls(models, fingerprint)
+
+
+def quantize(model: nn.Module, batches: Iterable[list[dict]]) -> Quantized:
+    """Quantise the weights and activations of a detector's parts to int8.
+
+    Ranges of activations are those that the float32 detector has on the batches; a per-channel
+    scale for weights, and NNCF's correction of the biases.
+
+    Args:
+        model: see `optimize`.
+        batches: images to calibrate with, as Detectron2's models take them. They are gone through
+            once for each part, so no iterator.
+
+    Returns:
+        The parts, whose `detector(model)` runs.
+
+    Raises:
+        UserError: if OpenVINO or NNCF is absent, for a model that cannot be optimised, or if a part
+            gets no input from any image.
+    """
+    nncf = import_package("nncf")
+    nncf.set_log_level(logging.ERROR)
+    running = optimize(model, engine="openvino")
+    models: dict[str, object] = {}
+
+    def build(part: Part, module: PartModule, call: Call) -> Run:
+        inputs = _Inputs(running, part, batches)
+        count = sum(1 for _ in inputs)
+        if not count:
+            raise UserError(
+                f"none of the images to calibrate with gives {part.name} anything: take more"
+            )
+        logger.info("quantising %s on %d images", part.name, count)
+        with contextlib.redirect_stdout(io.StringIO()):  # progress bars, three for each part
+            models[part.name] = nncf.quantize(
+                to_openvino(module, call.inputs),
+                nncf.Dataset(inputs),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=count,
+            )
+        return OpenVINORun(models[part.name], "f32")
+
+    rebuild(model, build)
+    return Quantized(models, fingerprint_of(model))
+
+
+class _Inputs:
+    """What goes into a part, image by image, anew each time: all at once would fill the memory."""
+
+    def __init__(self, model: nn.Module, part: Part, batches: Iterable[list[dict]]) -> None:
+        self.arguments = model, part, batches
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        for tensors in iterate_inputs(*self.arguments):
+            yield [to_array(t) for t in tensors]
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """The sha256 of all of a detector's parameters and buffers, with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def optimize_as(model: nn.Module, how: str) -> nn.Module:
+    """Optimise a detector as a command line's `--optimize` says.
+
+    Args:
+        model: see `optimize`.
+        how: "f32", "bf16", or the folder of an int8 model that was made of `model`.
+
+    Raises:
+        UserError: see `parse_how`, `optimize` and `Quantized.load`; for "int8", which needs images.
+    """
+    precision, folder = parse_how(how)
+    if folder is not None:
+        return Quantized.load(folder).detector(model)
+    if precision == "int8":
+        raise UserError(
+            "--optimize int8 needs images to calibrate with: run tools/train_net.py --eval-only "
+            "--optimize int8, and name the folder that it writes"
+        )
+    return optimize(model, precision)
