@@ -30,13 +30,9 @@ _NO_BF16 = "precision bf16: this CPU has no bfloat16 instructions, it would be s
 Run = Callable[..., Sequence[Tensor]]
 
 
-def choose_engine(name: str | None = None) -> str:
-    """The engine asked for, or the fastest one that is installed; says which faster one is not.
-
-    Raises:
-        UserError: for an engine that is unknown or not installed.
-    """
-    missing = {
+def _missing() -> dict[str, str | None]:
+    """Of each engine what it lacks here, None for nothing."""
+    return {
         "openvino": None
         if is_installed("openvino")
         else f"OpenVINO is not installed: {how_to_install('openvino')}",
@@ -45,11 +41,24 @@ def choose_engine(name: str | None = None) -> str:
         else "torch.compile needs a C++ compiler: install g++",
         "eager": None,
     }
+
+
+def installed() -> list[str]:
+    """The engines that can run here, fastest first."""
+    return [engine for engine, reason in _missing().items() if reason is None]
+
+
+def choose_engine(name: str | None = None) -> str:
+    """The engine asked for, or the fastest one that is installed; says which faster one is not.
+
+    Raises:
+        UserError: for an engine that is unknown or not installed.
+    """
+    missing = _missing()
     if name is None:
-        for engine, reason in missing.items():
-            if reason is None:
-                return engine
-            logger.warning("a faster engine is missing: %s", reason)
+        name = installed()[0]
+        for engine in ENGINES[: ENGINES.index(name)]:
+            logger.warning("a faster engine is missing: %s", missing[engine])
     if name not in ENGINES:
         raise UserError(f"engine {name!r} is not one of {', '.join(ENGINES)}")
     if missing[name] is not None:

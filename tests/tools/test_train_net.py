@@ -108,17 +108,39 @@ def test_a_small_network_learns_8_real_images_by_heart(tmp_path):
     assert results["bbox"]["AP50"] > 80
 
 
-@pytest.mark.slow
-def test_make_demo_reaches_60(tmp_path):
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """What `make demo` trains: the folder that holds `output`, and the job as it ended."""
+    folder = tmp_path_factory.mktemp("demo")
     words = ("--config-file", REPO / "configs/quick/faster_rcnn_X26_8x4d_FPN.yaml")
-    words += ("OUTPUT_DIR", tmp_path / "output")
-    done = run_tool(TRAIN_NET, *words, datasets=tmp_path, cwd=tmp_path, threads=2)
+    words += ("OUTPUT_DIR", folder / "output")
+    return folder, run_tool(TRAIN_NET, *words, datasets=folder, cwd=folder, threads=2)
+
+
+@pytest.mark.slow
+def test_make_demo_reaches_60(demo):
+    folder, done = demo
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "output/results.json").read_text())["bbox"]["AP"] >= 60
+    assert json.loads((folder / "output/results.json").read_text())["bbox"]["AP"] >= 60
     assert re.search(r"^\s*bbox\s+\d\d\.\d\d", done.stdout, re.MULTILINE)
-    done = run_tool(
-        REPO / "tools/plot_run.py", tmp_path / "output", datasets=tmp_path, cwd=tmp_path
-    )
+    done = run_tool(REPO / "tools/plot_run.py", folder / "output", datasets=folder, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "output/curves.png").is_file()
-    assert (tmp_path / "output/predictions.png").is_file()
+    assert (folder / "output/curves.png").is_file()
+    assert (folder / "output/predictions.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how, loss", [("f32", 0.01), ("bf16", 0.2), ("int8", 1.0)])
+def test_an_optimised_detector_keeps_its_ap(how, loss, demo):
+    folder, _ = demo
+    trained, output = folder / "output", folder / how
+    words = ("--config-file", trained / "config.yaml", "--eval-only", "--optimize", how)
+    words += ("MODEL.WEIGHTS", trained / "model_final.pth", "OUTPUT_DIR", output)
+    done = run_tool(TRAIN_NET, *words, datasets=folder, cwd=folder, threads=2)
+    assert done.returncode == 0, done.stderr
+    before, after = (
+        json.loads((f / "results.json").read_text())["bbox"]["AP"] for f in (trained, output)
+    )
+    print(how, before, after)
+    assert after >= before - loss
+    assert (output / "int8").is_dir() == (how == "int8")

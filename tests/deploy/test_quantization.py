@@ -1,0 +1,132 @@
+"""int8 detectors: what quantisation changes, what is written, what is refused."""
+
+import json
+
+import pytest
+import torch
+
+from resnext_det.deploy import optional
+from resnext_det.deploy.quantization import optimize_as, quantize
+from resnext_det.errors import UserError
+from tests.deploy.models import detections, detector, images
+from tests.helpers import randomise
+
+SIZES = ((96, 128), (128, 96), (96, 96))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return detector("mask fpn")
+
+
+@pytest.fixture(scope="module")
+def quantized(model):
+    return quantize(model, [[image] for image in images(*SIZES)])
+
+
+@pytest.fixture
+def folder(quantized, tmp_path):
+    quantized.save(tmp_path / "int8", {"note": "of a test"})
+    return tmp_path / "int8"
+
+
+def test_layers_compute_in_int8_near_float32(model, quantized):
+    fast = quantized.detector(model)
+    pixels = model.preprocess_image(images(SIZES[0])).tensor
+    with torch.no_grad():
+        found, expected = fast.backbone(pixels), model.backbone(pixels)
+    for name, feature in expected.items():
+        error = (found[name] - feature).norm() / feature.norm()
+        assert 1e-3 < error < 0.1, name  # 8 bits in each of 26 layers; float32 has 1e-6
+    kinds = {op.get_type_name() for op in quantized.models["backbone"].get_ops()}
+    assert "FakeQuantize" in kinds
+
+
+def test_weights_are_stored_in_one_byte(model, folder):
+    part = model.backbone
+    count = sum(p.numel() for p in part.parameters())
+    assert (folder / "backbone.bin").stat().st_size < 1.5 * count < 4 * count
+
+
+def test_what_was_written_computes_what_was_quantised(model, quantized, folder):
+    image = images(SIZES[1])
+    expected = detections(quantized.detector(model), image)[0]
+    found = detections(optimize_as(model, str(folder)), image)[0]
+    assert len(found) == len(expected) > 0
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=0, atol=1e-2
+    )
+
+
+def test_another_size_than_those_of_calibration_runs(model, quantized):
+    assert len(detections(quantized.detector(model), images((64, 160)))[0])
+
+
+def test_an_int8_model_replaces_an_older_one_and_nothing_else(quantized, folder, tmp_path):
+    (folder / "left.xml").write_text("of an older version")
+    quantized.save(folder, {"note": "new"})
+    assert json.loads((folder / "quantized.json").read_text())["note"] == "new"
+    assert not (folder / "left.xml").exists()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/1.jpg").touch()
+    with pytest.raises(UserError, match="photos is in the way"):
+        quantized.save(tmp_path / "photos", {})
+    assert (tmp_path / "photos/1.jpg").exists()
+    assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_other_weights_are_refused(folder):
+    other = randomise(detector("mask fpn"), seed=1)
+    with pytest.raises(UserError, match="made of other weights"):
+        optimize_as(other, str(folder))
+
+
+def test_another_detector_is_refused(folder):
+    with pytest.raises(UserError, match="made of other weights"):
+        optimize_as(detector("fpn"), str(folder))
+
+
+def edit(folder, **changes):
+    file = folder / "quantized.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda f: (f / "quantized.json").unlink(), "holds no int8 model"),
+        (lambda f: (f / "quantized.json").write_text("{"), "holds no int8 model"),
+        (lambda f: (f / "quantized.json").write_text("[1]"), "holds no int8 model"),
+        (lambda f: (f / "quantized.json").write_text(" " * 2**21), "too large"),
+        (lambda f: edit(f, version=2), "version 2 is not 1"),
+        (lambda f: edit(f, parts=["../backbone"]), "names a part '../backbone'"),
+        (lambda f: edit(f, parts=["backbone"]), "lacks the detector's"),
+        (lambda f: (f / "backbone.xml").write_text("<net"), "backbone.xml cannot be read"),
+        (lambda f: (f / "backbone.bin").write_bytes(b"1"), "backbone.xml cannot be read"),
+        (lambda f: (f / "backbone.xml").unlink(), "backbone.xml cannot be read"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(model, folder, damage, message):
+    damage(folder)
+    with pytest.raises(UserError, match=message) as error:
+        optimize_as(model, str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_int8_without_images_says_where_it_is_made(model, tmp_path):
+    with pytest.raises(UserError, match="run tools/train_net.py --eval-only --optimize int8"):
+        optimize_as(model, "int8")
+    with pytest.raises(UserError, match="neither one of f32, bf16, int8 nor the folder"):
+        optimize_as(model, str(tmp_path / "absent"))
+
+
+def test_without_nncf_the_extra_is_named(model, monkeypatch):
+    monkeypatch.setattr(optional, "is_installed", lambda package: package != "nncf")
+    with pytest.raises(UserError, match=r"pip install 'resnext_det\[openvino\]'"):
+        quantize(model, [images()])
+
+
+def test_images_without_any_region_are_refused(model):
+    with pytest.raises(UserError, match="gives backbone anything: take more"):
+        quantize(model, [])
