@@ -203,6 +203,19 @@ def test_it_trains_evaluates_resumes_and_writes_its_files(job, tmp_path, capsys)
     assert steps == {3}  # AdamW counts on where the checkpoint left it
 
 
+def test_an_optimised_evaluation_gives_the_same_results(job, tmp_path, capsys):
+    assert job(*FAST) == 0
+    weights = f"train.init_checkpoint={tmp_path / 'output/model_final.pth'}"
+    assert job("--eval-only", "--optimize", "f32", weights, output="fast") == 0
+    plain, fast = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("output", "fast")
+    )
+    assert fast["bbox"]["AP"] == pytest.approx(plain["bbox"]["AP"], abs=0.1, nan_ok=True)
+    capsys.readouterr()
+    assert job("--eval-only", "--optimize", "int8", weights, output="int8") == 1
+    assert "run tools/train_net.py --eval-only --optimize int8" in capsys.readouterr().err
+
+
 def test_a_low_ap_is_judged_by_the_finished_training_alone(job, tmp_path, capsys):
     words = (*FAST[1:], "train.max_iter=3", "train.eval_period=1")
     assert job(*words) == 0

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 
 import torch
+from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from ..errors import UserError
@@ -28,8 +29,8 @@ def optimize(
     selected by Detectron2's own code in float32, and regions are pooled on all threads.
 
     Args:
-        model: a GeneralizedRCNN or RetinaNet on the CPU, C4 or FPN, with this package's ResNeXt or
-            Detectron2's ResNet. It is not changed.
+        model: a GeneralizedRCNN, RetinaNet or ProposalNetwork on the CPU, C4 or FPN, with this
+            package's ResNeXt or Detectron2's ResNet. It is not changed.
         precision: "f32", or "bf16" for bfloat16 in the compiled layers.
         engine: "openvino", "torch.compile" or "eager"; None for the fastest that is installed.
         streams: images that other threads may run at the same time, each on its share of
@@ -88,9 +89,15 @@ def rebuild(model: nn.Module, build: Callable[[Part, PartModule, Call], Run]) ->
 
 
 def example_image() -> dict:
-    """An input of a detector, of noise."""
+    """An input of a detector, of noise, with a proposal for those that make none themselves."""
     generator = torch.Generator().manual_seed(0)
-    return {"image": torch.randint(0, 256, (3, *_EXAMPLE_SIZE), generator=generator).float()}
+    proposals = Instances(_EXAMPLE_SIZE)
+    proposals.proposal_boxes = Boxes(torch.tensor([[32.0, 32.0, 160.0, 128.0]]))
+    proposals.objectness_logits = torch.zeros(1)
+    return {
+        "image": torch.randint(0, 256, (3, *_EXAMPLE_SIZE), generator=generator).float(),
+        "proposals": proposals,
+    }
 
 
 def _evaluation_only(detector: nn.Module) -> Callable[..., nn.Module]:

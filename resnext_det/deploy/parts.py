@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from detectron2.modeling import GeneralizedRCNN, RetinaNet
+from detectron2.modeling import GeneralizedRCNN, ProposalNetwork, RetinaNet
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from detectron2.modeling.roi_heads.keypoint_head import BaseKeypointRCNNHead
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
@@ -57,13 +57,16 @@ def find_parts(model: nn.Module) -> list[Part]:
     """List the parts of a detector, in the order in which they run.
 
     Raises:
-        UserError: for a model that is no R-CNN or RetinaNet of Detectron2.
+        UserError: for a model that is no R-CNN, RetinaNet or RPN of Detectron2.
     """
     if isinstance(model, RetinaNet):
         return [Part("backbone"), Part("head")]
+    if isinstance(model, ProposalNetwork):
+        return [Part("backbone"), Part("proposal_generator.rpn_head")]
     if not isinstance(model, GeneralizedRCNN):
         raise UserError(
-            f"{type(model).__name__} cannot be optimised: GeneralizedRCNN and RetinaNet can"
+            f"{type(model).__name__} cannot be optimised: GeneralizedRCNN, RetinaNet and "
+            "ProposalNetwork can"
         )
     parts = [Part("backbone")]
     if model.proposal_generator is not None:

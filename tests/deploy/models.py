@@ -32,6 +32,11 @@ def config_of(kind):
         cfg.MODEL.RETINANET.NUM_CONVS = 1
         cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[s] for s in (16, 32, 64, 96, 128)]
+    if "rpn" in kind:
+        cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    if "precomputed" in kind:
+        cfg.MODEL.LOAD_PROPOSALS = True
+        cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
     if "form a" in kind:
         cfg.MODEL.RESNEXT.FORM = "a"
     if "detectron2" in kind:

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
+from detectron2.structures import Boxes, Instances
 
 from resnext_det.deploy import engines, optimize
 from resnext_det.deploy.folding import fold_norms
@@ -59,6 +60,29 @@ def test_detections_stay_the_same(kind):
             detections(fast, inputs), detections(model, inputs), strict=True
         ):
             assert_same(found, expected)
+
+
+def test_proposals_of_an_rpn_alone_stay_the_same():
+    model = detector("rpn")
+    with torch.no_grad():
+        expected = model(images())[0]["proposals"]
+        found = optimize(model, engine="openvino")(images())[0]["proposals"]
+    assert len(expected) > 0
+    boxes = found.proposal_boxes.tensor, expected.proposal_boxes.tensor
+    torch.testing.assert_close(*boxes, rtol=0, atol=0.01)
+
+
+def test_detections_in_given_proposals_stay_the_same():
+    model = detector("precomputed")
+    inputs = images()
+    proposals = Instances(SIZES[0])
+    corners = torch.tensor([[0, 0, 60, 60], [10, 20, 120, 90], [50, 5, 100, 40]])
+    proposals.proposal_boxes = Boxes(corners.float())
+    proposals.objectness_logits = torch.zeros(len(corners))
+    inputs[0]["proposals"] = proposals
+    assert_same(
+        detections(optimize(model, engine="openvino"), inputs)[0], detections(model, inputs)[0]
+    )
 
 
 def test_a_batch_of_several_sizes_gives_the_same_detections():

@@ -49,7 +49,7 @@ def demo(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     predictors = {}
 
-    def make(config, weights, *, overrides, batch_size):
+    def make(config, weights, *, overrides, batch_size, optimize):
         key = (config, weights, tuple(overrides))
         predictor = predictors.setdefault(key, Predictor(config, weights, overrides=overrides))
         predictor.batch_size = batch_size
