@@ -74,7 +74,9 @@ def rebuild(model: nn.Module, build: Callable[[Part, PartModule, Call], Run]) ->
     """
     parts = find_parts(model)
     if model.device.type != "cpu":
-        raise UserError(f"the model is on {model.device}: it is optimised for CPUs alone: MODEL.DEVICE cpu")
+        raise UserError(
+            f"the model is on {model.device}: it is optimised for CPUs alone, MODEL.DEVICE cpu"
+        )
     detector = accelerate(copy.deepcopy(model)).eval()
     calls = record_calls(detector, parts, [example_image()])
     for part in parts:
