@@ -8,12 +8,12 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from ..atomic import PREFIX
 from ..errors import UserError
@@ -151,8 +151,7 @@ def quantize(model: nn.Module, batches: Iterable[list[dict]]) -> Quantized:
         UserError: if OpenVINO or NNCF is absent, for a model that cannot be optimised, or if a part
             gets no input from any image.
     """
-    nncf = import_package("nncf")
-    nncf.set_log_level(logging.ERROR)
+    import_package("nncf")  # its absence costs no time
     running = optimize(model, engine="openvino")
     models: dict[str, object] = {}
 
@@ -164,17 +163,42 @@ def quantize(model: nn.Module, batches: Iterable[list[dict]]) -> Quantized:
                 f"none of the images to calibrate with gives {part.name} anything: take more"
             )
         logger.info("quantising %s on %d images", part.name, count)
-        with contextlib.redirect_stdout(io.StringIO()):  # progress bars, three for each part
-            models[part.name] = nncf.quantize(
-                to_openvino(module, call.inputs),
-                nncf.Dataset(inputs),
-                preset=nncf.QuantizationPreset.MIXED,
-                subset_size=count,
-            )
+        models[part.name] = quantize_part(module, call.inputs, inputs, count)
         return OpenVINORun(models[part.name], "f32")
 
     rebuild(model, build)
     return Quantized(models, fingerprint_of(model))
+
+
+def quantize_part(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: Iterable[Sequence[np.ndarray]],
+    count: int,
+):
+    """Quantise a module of tensors to int8.
+
+    Args:
+        module: maps tensors to a tuple of tensors.
+        example: inputs to trace it with.
+        inputs: arrays to calibrate with; gone through several times.
+        count: of them.
+
+    Returns:
+        An `openvino.Model`.
+
+    Raises:
+        UserError: if OpenVINO or NNCF is absent.
+    """
+    nncf = import_package("nncf")
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):  # progress bars, three for each part
+        return nncf.quantize(
+            to_openvino(module, example),
+            nncf.Dataset(inputs),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=count,
+        )
 
 
 class _Inputs:
