@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
-from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.structures import Boxes, Instances
@@ -30,6 +29,7 @@ from tabulate import tabulate
 
 from resnext_det import get_cfg
 from resnext_det.data.shapes import IMAGE_SIZE, draw_image
+from resnext_det.deploy.benchmark.networks import randomise_statistics
 from resnext_det.engine.step import TrainingStep
 from resnext_det.engine.trainer import Trainer
 from resnext_det.quiet import silence_deprecations
@@ -54,18 +54,6 @@ def draw_batch(run: int, index: int, images: int, size: int) -> list[dict]:
         pixels = torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())
         batch.append({"image": pixels, "instances": truth, "height": size, "width": size})
     return batch
-
-
-def randomise_statistics(model: torch.nn.Module) -> None:
-    """Give frozen BN the statistics of a network in use; a block adds a little to its input."""
-    for name, norm in model.named_modules():
-        if isinstance(norm, FrozenBatchNorm2d):
-            norm.running_mean.normal_(0, 0.1)
-            norm.running_var.uniform_(0.5, 1.5)
-            norm.bias.normal_(0, 0.1)
-            norm.weight.uniform_(0.5, 1.5)
-            if name.endswith("conv3.norm"):
-                norm.weight.mul_(0.3)
 
 
 @dataclasses.dataclass

@@ -17,13 +17,14 @@ from .. import __version__
 from ..atomic import replacing
 from ..config import head_of
 from ..errors import UserError
+from ..images import to_array
 from ..inference import Predictor
 from ..weights import settings_of
 from ..weights.files import read_file, recipe_in
 from .card import Card
 from .exported import ExportedRCNN
 from .formats import write
-from .pixels import resize, to_rgb
+from .pixels import resize
 from .runtimes import SUFFIXES
 from .support import require_exportable
 from .verify import Agreement, verify
@@ -64,12 +65,13 @@ def export_detector(
         raise UserError(f"format {format!r} is not one of {', '.join(SUFFIXES)}")
     if output.suffix != SUFFIXES[format]:
         raise UserError(f"{output} is to be {format}: its name has to end in {SUFFIXES[format]}")
-    image = to_rgb(sample)
+    image = to_array(sample, "RGB")
     images = {sample.name: image}
     if check is None:
         images[f"{sample.name} transposed and squeezed"] = _other_proportions(image)
     else:
-        images[f"{check.name} (check)" if check.name == sample.name else check.name] = to_rgb(check)
+        name = f"{check.name} (check)" if check.name == sample.name else check.name
+        images[name] = to_array(check, "RGB")
     predictor = Predictor(config, weights, device="cpu", overrides=overrides)
     require_exportable(predictor.model)
     card = card_of(predictor)

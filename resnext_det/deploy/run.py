@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from .pixels import ImageInput, paste_mask, resize, to_rgb
+from ..images import ImageInput, to_array
+from .pixels import paste_mask, resize
 from .runtimes import one_line, open_model
 
 
@@ -52,7 +53,7 @@ class ExportedDetector:
         """
         if not (isinstance(score, (int, float)) and 0 <= score <= 1):
             raise UserError(f"score {score!r}: a threshold is a number from 0 to 1")
-        image = to_rgb(image)
+        image = to_array(image, "RGB")
         height, width = image.shape[:2]
         resized = resize(image, self.card.min_size, self.card.max_size)
         boxes, scores, classes, *masks = self._infer(resized)

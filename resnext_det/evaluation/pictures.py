@@ -18,7 +18,7 @@ from ..data.custom import data_of_run
 from ..data.drawing import Shown, draw_objects, fitting_scale, save_figure
 from ..data.sheets import on_sheet, save_picture, with_title
 from ..errors import UserError
-from ..inference.inputs import read_image
+from ..images import read_image
 from .coco import evaluation_folder
 from .training import read_metrics
 

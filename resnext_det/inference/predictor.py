@@ -15,9 +15,9 @@ from PIL import Image
 
 from ..deploy.quantization import optimize_as
 from ..errors import UserError
+from ..images import MAX_PIXELS, ImageInput, to_array
 from ..modeling.build import choose_device
 from .detector import load_detector, metadata_of, read_config
-from .inputs import MAX_PIXELS, ImageInput, to_bgr
 from .outputs import to_dict
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Predictor:
 
         Args:
             images: one image or a list or tuple of images. Each is an array, (H, W, 3) BGR uint8,
-                0..255; a PIL image; or a path. See `inputs.to_bgr`.
+                0..255; a PIL image; or a path. See `resnext_det.images.to_array`.
             score: detections with a lower score, 0..1, are left out.
 
         Returns:
@@ -141,7 +141,7 @@ class Predictor:
                 results[index] = found
 
         for index, image in enumerate(images):
-            item = self._prepare(to_bgr(image, self.max_pixels))
+            item = self._prepare(to_array(image, "BGR", self.max_pixels))
             size = item["image"].shape
             waiting.setdefault(size, []).append((index, item))
             if len(waiting[size]) == self.batch_size:

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from ..data.drawing import bones_of
 from ..data.sheets import save_picture
 from ..errors import UserError
+from ..images import decode_image, read_image
 from .collection import Collection, to_records, write_json
-from .inputs import decode_image, read_image
 from .pictures import draw_detections
 from .predictor import Predictor
 from .sources import Source

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .inputs import SUFFIXES
+from ..images import SUFFIXES
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pycocotools import mask as mask_api
 
 from ..data.drawing import Shown, bones_of, draw_objects, fitting_scale
 from ..errors import UserError
-from ..inference.inputs import read_image
+from ..images import read_image
 
 IOU = 0.5  # at which a prediction is right
 _FONT_PIXELS = 20  # readable where a page shows the picture at half its size

@@ -12,10 +12,9 @@ from detectron2.layers import paste_masks_in_image
 from PIL import Image
 
 from resnext_det.deploy.card import Card
-from resnext_det.deploy.pixels import paste_mask, resize, to_rgb
+from resnext_det.deploy.pixels import paste_mask, resize
 from resnext_det.deploy.run import ExportedDetector, main
 from resnext_det.errors import UserError
-from resnext_det.inference.inputs import to_bgr
 from tests.deploy.exports import picture
 
 CARD = {
@@ -35,27 +34,6 @@ def test_images_are_resized_as_detectron2_does(size, limits):
         new = ResizeShortestEdge.get_output_shape(*size, *limits)
         expected = ResizeTransform(*size, *new, Image.Resampling.BILINEAR).apply_image(image)
     np.testing.assert_array_equal(resize(image, *limits), expected)
-
-
-@pytest.mark.parametrize("orientation", range(9))
-def test_files_are_read_as_the_predictor_reads_them(orientation, tmp_path):
-    exif = Image.Exif()
-    exif[274] = orientation
-    for mode, name in (("RGB", "a.jpg"), ("L", "b.png"), ("P", "c.png"), ("RGBA", "d.webp")):
-        file = tmp_path / name
-        Image.fromarray(picture(20, 30)).convert(mode).save(file, exif=exif)
-        found = to_rgb(file)
-        np.testing.assert_array_equal(found, to_bgr(file)[:, :, ::-1])
-        with Image.open(file) as image:
-            np.testing.assert_array_equal(to_rgb(image), found)
-
-
-def test_deep_grey_images_keep_their_higher_bits(tmp_path):
-    deep = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    found = to_rgb(tmp_path / "deep.png")
-    np.testing.assert_array_equal(found, to_bgr(tmp_path / "deep.png")[:, :, ::-1])
-    np.testing.assert_array_equal(found[..., 1], deep >> 8)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -117,20 +95,6 @@ def test_boxes_come_back_in_pixels_of_the_image_clipped_and_without_empty_ones()
 def test_outputs_that_are_no_detections_are_refused(outputs, card, message):
     with pytest.raises(UserError, match=message):
         detector_of(outputs, **card)(np.zeros((9, 9, 3), np.uint8))
-
-
-@pytest.mark.parametrize(
-    "image",
-    [
-        np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8),
-        np.zeros((30000, 3000, 3), np.uint8), "absent.png", [1, 2], Image.new("F", (4, 4)),
-    ],
-    ids=["grey", "float", "empty", "large", "absent", "list", "mode F"],
-)  # fmt: skip
-def test_what_is_no_image_is_refused_in_one_line(image):
-    with pytest.raises(UserError) as caught:
-        to_rgb(image)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_card_comes_back_as_it_was_written():
@@ -204,7 +168,7 @@ for name in {absent!r}:
 from resnext_det.deploy.run import main
 code = main({words!r})
 assert {{m for m in sys.modules if m.startswith("resnext_det")}} <= {{
-    "resnext_det", "resnext_det.errors", "resnext_det.deploy", *(
+    "resnext_det", "resnext_det.errors", "resnext_det.images", "resnext_det.deploy", *(
         "resnext_det.deploy." + name
         for name in ("run", "card", "pixels", "runtimes", "optional", "untrusted")
     )

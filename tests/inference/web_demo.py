@@ -13,7 +13,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from resnext_det.inference.inputs import pil_to_bgr
+from resnext_det.images import pil_to_bgr
 from resnext_det.inference.web import Limits
 from resnext_det.inference.web_app import build_app
 from resnext_det.inference.web_server import build_server, listen

@@ -125,10 +125,17 @@ def noise(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def randomise(model: nn.Module) -> None:
-    """Give a new detector the statistics of one in use, and scores that make detections.
+    """Give a new detector the statistics of one in use, and scores that make detections."""
+    randomise_statistics(model)
+    for name, weight in model.named_parameters():
+        if name.endswith("cls_score.weight"):
+            nn.init.normal_(weight, std=0.3)
+        elif name.endswith("bbox_pred.weight"):
+            nn.init.normal_(weight, std=0.05)
 
-    A block adds a little to its input, as trained blocks do.
-    """
+
+def randomise_statistics(model: nn.Module) -> None:
+    """Give frozen BN the statistics of a network in use; a block adds a little to its input."""
     for name, norm in model.named_modules():
         if isinstance(norm, FrozenBatchNorm2d):
             norm.running_mean.normal_(0, 0.1)
@@ -137,11 +144,6 @@ def randomise(model: nn.Module) -> None:
             norm.weight.uniform_(0.5, 1.5)
             if name.endswith("conv3.norm"):
                 norm.weight.mul_(0.3)
-    for name, weight in model.named_parameters():
-        if name.endswith("cls_score.weight"):
-            nn.init.normal_(weight, std=0.3)
-        elif name.endswith("bbox_pred.weight"):
-            nn.init.normal_(weight, std=0.05)
 
 
 def _read_config(settings: Settings) -> CfgNode:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resnext_det.errors import UserError
-from resnext_det.inference.inputs import decode_image, pil_to_bgr, read_image, to_bgr
+from resnext_det.images import decode_image, pil_to_bgr, read_image, to_array
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +70,13 @@ def test_of_16_bits_the_higher_8_are_kept(tmp_path):
     image = Image.fromarray(deep)
     expected = np.stack([np.array([[0, 0, 1, 3, 255]], np.uint8)] * 3, axis=2)
     for given_image in (image, save(image, tmp_path / "a.png"), save(image, tmp_path / "a.tif")):
-        np.testing.assert_array_equal(to_bgr(given_image), expected)
+        np.testing.assert_array_equal(to_array(given_image, "BGR"), expected)
 
 
 @pytest.mark.parametrize("values", [np.int32([[70000]]), np.int32([[-1]]), np.float32([[0.5]])])
 def test_numbers_of_unknown_range_are_refused(values):
     with pytest.raises(UserError, match="no known range"):
-        to_bgr(Image.fromarray(values))
+        to_array(Image.fromarray(values), "BGR")
 
 
 def test_of_several_frames_the_first_is_read(tmp_path):
@@ -85,9 +85,19 @@ def test_of_several_frames_the_first_is_read(tmp_path):
     np.testing.assert_array_equal(read_image(file)[0, 0], (0, 0, 255))
 
 
+def test_rgb_is_bgr_turned_round(rgb, tmp_path):
+    values = np.asarray(rgb)
+    file = save(rgb, tmp_path / "image.png")
+    np.testing.assert_array_equal(to_array(file, "RGB"), values)
+    np.testing.assert_array_equal(to_array(rgb, "RGB"), values)
+    assert to_array(values, "RGB") is values
+    with pytest.raises(UserError, match="in RGB order"):
+        to_array(values[0], "RGB")
+
+
 def test_an_array_is_taken_as_it_is():
     array = np.zeros((3, 4, 3), np.uint8)
-    assert to_bgr(array) is array
+    assert to_array(array, "BGR") is array
 
 
 @pytest.mark.parametrize(
@@ -107,7 +117,7 @@ def test_an_array_is_taken_as_it_is():
 )
 def test_what_is_no_image_is_refused(image, message):
     with pytest.raises(UserError, match=message) as caught:
-        to_bgr(image)
+        to_array(image, "BGR")
     assert "\n" not in str(caught.value)
 
 
@@ -124,9 +134,9 @@ def test_a_file_that_is_no_image_is_named(rgb, tmp_path):
         with pytest.raises(UserError, match=f"cannot read image .*/{name}: .*{reason}"):
             read_image(file)
     with pytest.raises(UserError, match="it is a folder"):
-        to_bgr(tmp_path)
+        to_array(tmp_path, "BGR")
     with pytest.raises(UserError, match="absent.png: there is no such file"):
-        to_bgr(str(tmp_path / "absent.png"))
+        to_array(str(tmp_path / "absent.png"), "BGR")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

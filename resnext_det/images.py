@@ -1,14 +1,17 @@
-"""Images as a predictor takes them: arrays, PIL images, files, all turned into BGR arrays."""
+"""Images as a detector takes them: arrays, PIL images, files, all turned into arrays.
+
+Needs NumPy and Pillow alone: the runner of exported detectors has no Detectron2, whose reading of
+images this equals.
+"""
 
 import io
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from detectron2.data.detection_utils import _apply_exif_orientation
 from PIL import Image
 
-from ..errors import UserError
+from .errors import UserError
 
 ImageInput = np.ndarray | Image.Image | str | Path
 
@@ -21,32 +24,45 @@ MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16-bit grey images
 
 
-def to_bgr(image: ImageInput, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+_ORIENTATION = 274  # EXIF's tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def to_array(image: ImageInput, order: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Turn whatever shows one image into an array.
 
     Args:
-        image: (H, W, 3) BGR uint8, 0..255, taken as it is; or a PIL image, or the path of a file:
-            see `pil_to_bgr` and `read_image`.
+        image: (H, W, 3) uint8, 0..255, taken to be in `order`; or a PIL image, or the path of a
+            file: see `pil_to_bgr` and `read_image`.
+        order: of the channels, "BGR" or "RGB".
         max_pixels: largest H * W.
 
     Returns:
-        (H, W, 3) BGR, uint8, 0..255.
+        (H, W, 3) in `order`, uint8, 0..255.
 
     Raises:
         UserError: for anything else, an empty or too large image, or a file that cannot be read.
     """
     if isinstance(image, (str, Path)):
-        return read_image(Path(image), max_pixels)
+        return _in_order(read_image(Path(image), max_pixels), order)
     if isinstance(image, Image.Image):
         _require_size(image.width, image.height, "a PIL image", max_pixels)
-        return pil_to_bgr(image)
+        return _in_order(pil_to_bgr(image), order)
     if not isinstance(image, np.ndarray):
         raise UserError(
             f"an image is a NumPy array, a PIL image or a path, not a {type(image).__name__}"
         )
     if image.ndim != 3 or image.shape[2] != 3:
         raise UserError(
-            f"an array of shape {image.shape} is no image: give (H, W, 3) in BGR order"
+            f"an array of shape {image.shape} is no image: give (H, W, 3) in {order} order"
             + ("; for a grey one np.stack([grey] * 3, axis=2)" if image.ndim == 2 else "")
             + ("; several images go in a list" if image.ndim == 4 else "")
         )
@@ -54,6 +70,10 @@ def to_bgr(image: ImageInput, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise UserError(f"an array of dtype {image.dtype} is no image: give uint8, 0 to 255")
     _require_size(image.shape[1], image.shape[0], "an array", max_pixels)
     return image
+
+
+def _in_order(bgr: np.ndarray, order: str) -> np.ndarray:
+    return bgr if order == "BGR" else bgr[:, :, ::-1]
 
 
 def read_image(file: Path | BinaryIO, max_pixels: int = MAX_PIXELS, name: str = "") -> np.ndarray:
@@ -105,7 +125,7 @@ def pil_to_bgr(image: Image.Image) -> np.ndarray:
     Raises:
         UserError: for an image of floating-point or 32-bit numbers.
     """
-    image = _apply_exif_orientation(image)
+    image = _upright(image)
     if image.mode in _DEEP:
         deep = np.asarray(image)
         if deep.size and not 0 <= deep.min() <= deep.max() <= 0xFFFF:
@@ -115,6 +135,14 @@ def pil_to_bgr(image: Image.Image) -> np.ndarray:
     if image.mode == "F":
         raise UserError("floating-point numbers have no known range: convert the image to 8 bits")
     return np.asarray(image.convert("RGB"))[:, :, ::-1]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # damaged EXIF data is none, as for Detectron2
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _require_size(width: int, height: int, name: str, max_pixels: int) -> None:
