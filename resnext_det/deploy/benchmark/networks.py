@@ -12,8 +12,8 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...images import read_image
 from ...inference.detector import load_detector, read_config
-from ...inference.inputs import read_image
 from ...modeling.build import build_detector
 from .settings import Settings
 
