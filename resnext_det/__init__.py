@@ -13,7 +13,7 @@ try:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
         import detectron2.modeling  # noqa: F401
-except ImportError as error:
+except Exception as error:  # absent, or broken by a version of what it needs
     # Without Detectron2 `resnext_det.doctor` and `resnext_det.deploy.run` work all the same.
     _missing = error
 
@@ -22,7 +22,7 @@ except ImportError as error:
             raise AttributeError(name)
         from .doctor import detectron2_command
 
-        if (_missing.name or "").split(".")[0] == "detectron2":
+        if (getattr(_missing, "name", None) or "").split(".")[0] == "detectron2":
             remedy = f"Install it with: {detectron2_command()}"
         else:
             remedy = f"See what is missing with: {sys.executable} -m resnext_det.doctor"

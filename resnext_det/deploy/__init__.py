@@ -1,7 +1,7 @@
 """Detectors for CPUs: optimised in place, quantised, exported.
 
-`run` is the runner of exported detectors; it imports neither Detectron2 nor the rest of this
-package, so names that need them are imported where they are used.
+`run` is the runner of exported detectors, which works where Detectron2 is not installed; so names
+that need it are imported where they are used.
 """
 
 __all__ = ["optimize"]

@@ -48,8 +48,8 @@ def optimize(
             f"precision {precision!r} is not one of {', '.join(PRECISIONS)}; for int8 see "
             "resnext_det.deploy.quantization"
         )
-    if streams < 1:
-        raise UserError(f"streams {streams}: at least 1 is needed")
+    if type(streams) is not int or streams < 1:
+        raise UserError(f"streams {streams!r}: give a whole number from 1")
     engine = choose_engine(engine)
 
     def build(part: Part, module: PartModule, call: Call) -> Run:
@@ -70,13 +70,18 @@ def rebuild(model: nn.Module, build: Callable[[Part, PartModule, Call], Run]) ->
         build: gets a part, its module with norms folded, and a call with inputs of one image.
 
     Raises:
-        UserError: for a model that has no such parts, or that is on a GPU.
+        UserError: for a model that has no such parts, that is on a GPU or not in float32, or that
+            is optimised already.
     """
     parts = find_parts(model)
+    if any(part.is_compiled(model) for part in parts):
+        raise UserError("the detector is optimised already: optimise the one that it is made of")
     if model.device.type != "cpu":
         raise UserError(
             f"the model is on {model.device}: it is optimised for CPUs alone, MODEL.DEVICE cpu"
         )
+    if other := {p.dtype for p in model.parameters()} - {torch.float32}:
+        raise UserError(f"the model is in {other.pop()}: optimise one in float32, model.float()")
     detector = accelerate(copy.deepcopy(model)).eval()
     calls = record_calls(detector, parts, [example_image()])
     for part in parts:
@@ -86,7 +91,7 @@ def rebuild(model: nn.Module, build: Callable[[Part, PartModule, Call], Run]) ->
         module = PartModule(fold_norms(part.module(detector)), part.method, call.arguments)
         part.bind(detector, CompiledPart(build(part, module, call), call))
         strip(part, detector)
-    detector.__dict__["train"] = _evaluation_only(detector)
+    _refuse_training_and_saving(detector)
     return detector
 
 
@@ -102,10 +107,19 @@ def example_image() -> dict:
     }
 
 
-def _evaluation_only(detector: nn.Module) -> Callable[..., nn.Module]:
+def _refuse_training_and_saving(detector: nn.Module) -> None:
+    """What would change or write half of a detector: the weights of its parts are in an engine."""
+
     def train(mode: bool = True) -> nn.Module:
         if mode:
             raise UserError("an optimised detector cannot be trained: train the one it is made of")
         return detector
 
-    return train
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise UserError(
+            "an optimised detector cannot be saved, loaded or copied: use the one it is made of"
+        )
+
+    detector.__dict__.update(
+        train=train, state_dict=refuse, load_state_dict=refuse, __deepcopy__=refuse
+    )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .optional import how_to_install, import_package, is_installed
+from .optional import import_package
 
 logger = logging.getLogger(__name__)
 
@@ -31,39 +31,38 @@ _NO_BF16 = "precision bf16: this CPU has no bfloat16 instructions, it would be s
 Run = Callable[..., Sequence[Tensor]]
 
 
-def _missing() -> dict[str, str | None]:
-    """Of each engine what it lacks here, None for nothing."""
-    return {
-        "openvino": None
-        if is_installed("openvino")
-        else f"OpenVINO is not installed: {how_to_install('openvino')}",
-        "torch.compile": None
-        if shutil.which(os.environ.get("CXX", "g++"))
-        else "torch.compile needs a C++ compiler: install g++",
-        "eager": None,
-    }
+def why_missing(engine: str) -> str | None:
+    """What an engine lacks to run here; None for nothing.
 
-
-def installed() -> list[str]:
-    """The engines that can run here, fastest first."""
-    return [engine for engine, reason in _missing().items() if reason is None]
+    Args:
+        engine: one of `ENGINES`.
+    """
+    if engine == "openvino":
+        try:
+            import_package("openvino.tools.ovc")
+        except UserError as error:
+            return str(error)
+    elif engine == "torch.compile" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        return "torch.compile needs a C++ compiler: install g++"
+    return None
 
 
 def choose_engine(name: str | None = None) -> str:
-    """The engine asked for, or the fastest one that is installed; says which faster one is not.
+    """The engine asked for, or the fastest one that can run; says what a faster one lacks.
 
     Raises:
-        UserError: for an engine that is unknown or not installed.
+        UserError: for an engine that is unknown or cannot run.
     """
-    missing = _missing()
     if name is None:
-        name = installed()[0]
-        for engine in ENGINES[: ENGINES.index(name)]:
-            logger.warning("a faster engine is missing: %s", missing[engine])
+        for engine in ENGINES:
+            reason = why_missing(engine)
+            if reason is None:
+                return engine
+            logger.warning("a faster engine is missing: %s", reason)
     if name not in ENGINES:
         raise UserError(f"engine {name!r} is not one of {', '.join(ENGINES)}")
-    if missing[name] is not None:
-        raise UserError(missing[name])
+    if reason := why_missing(name):
+        raise UserError(reason)
     return name
 
 
@@ -138,6 +137,7 @@ def to_openvino(module: nn.Module, example: tuple[Tensor, ...]):
         module: maps tensors to a tuple of tensors.
         example: inputs to trace it with.
     """
+    import_package("openvino.tools.ovc")
     openvino = import_package("openvino")
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing, for OpenVINO's maintainers to mend
@@ -179,7 +179,8 @@ class OpenVINORun:
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             },
         )
-        self._idle: deque = deque()  # requests, of which each serves one thread at a time
+        # requests, each for a thread at a time; each keeps the memory that its largest call took
+        self._idle: deque = deque(maxlen=max(streams, 2))
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         """Run on float32 tensors. A request serves again when nobody holds its results."""

@@ -20,33 +20,27 @@ _EXTRAS = {
 }
 
 
-def is_installed(package: str) -> bool:
-    """Whether a package can be imported; it is not."""
-    return sys.modules.get(package) is not None or (
-        package not in sys.modules and importlib.util.find_spec(package) is not None
-    )
+def import_package(name: str) -> ModuleType:
+    """Import an optional package, or a module in one.
 
-
-def how_to_install(package: str) -> str:
-    """The command that installs a package."""
-    return f"pip install 'resnext_det[{_EXTRAS[package]}]'"
-
-
-def import_package(package: str) -> ModuleType:
-    """Import an optional package.
-
-    OpenVINO's converter and NNCF report each use to their makers if they find the package
+    OpenVINO's converter (`openvino.tools.ovc`, which has to be imported by this function before it
+    is used) and NNCF report each use to their makers if they find the package
     `openvino_telemetry`. They do not find it, unless the program has imported it before.
 
     Raises:
-        UserError: with the command that installs it, if it is absent.
+        UserError: with the command that installs it, if it is absent or cannot be imported.
     """
-    if not is_installed(package):
-        raise UserError(f"{package} is not installed: {how_to_install(package)}")
-    with _without("openvino_telemetry"), _quiet("torch.utils.cpp_extension"):
-        if package == "openvino":
-            importlib.import_module("openvino.tools.ovc")
-        return importlib.import_module(package)
+    package = name.split(".")[0]
+    remedy = f"pip install 'resnext_det[{_EXTRAS[package]}]'"
+    absent = package in sys.modules and sys.modules[package] is None
+    if absent or (package not in sys.modules and importlib.util.find_spec(package) is None):
+        raise UserError(f"{package} is not installed: {remedy}")
+    try:
+        with _without("openvino_telemetry"), _quiet("torch.utils.cpp_extension"):
+            return importlib.import_module(name)
+    except (ImportError, OSError) as error:  # a part of it, or a library of the system, is missing
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name} cannot be imported ({reason}): {remedy}") from error
 
 
 @contextlib.contextmanager

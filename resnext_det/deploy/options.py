@@ -49,12 +49,21 @@ def add_optimize_argument(parser: argparse._ActionsContainer, *, int8: bool) -> 
     )
 
 
-def parse_how(value: str) -> tuple[str | None, Path | None]:
+def parse_how(value: str, *, int8: bool) -> tuple[str | None, Path | None]:
     """What `--optimize` says: a precision, or the folder of an int8 model.
 
+    Args:
+        value: the word.
+        int8: whether there are images to calibrate int8 with.
+
     Raises:
-        UserError: for neither.
+        UserError: for neither, or int8 without images.
     """
+    if value == "int8" and not int8:
+        raise UserError(
+            "--optimize int8 needs images to calibrate with: run tools/train_net.py --eval-only "
+            "--optimize int8 with a YAML config, and name the folder that it writes"
+        )
     if value in PRECISIONS:
         return value, None
     if Path(value).is_dir():
@@ -65,8 +74,12 @@ def parse_how(value: str) -> tuple[str | None, Path | None]:
     )
 
 
-def parse_optimization(args: argparse.Namespace) -> Optimization | None:
+def parse_optimization(args: argparse.Namespace, *, int8: bool = True) -> Optimization | None:
     """What the flags of `add_optimize_argument` say; None without `--optimize`.
+
+    Args:
+        args: parsed.
+        int8: see `parse_how`.
 
     Raises:
         UserError: for a value that cannot be used, or flags that do not go together.
@@ -82,7 +95,7 @@ def parse_optimization(args: argparse.Namespace) -> Optimization | None:
         return None
     if not args.eval_only:
         raise UserError("--optimize goes with --eval-only: optimised detectors cannot be trained")
-    precision, folder = parse_how(how)
+    precision, folder = parse_how(how, int8=int8)
     known = Optimization(precision, folder)
     return Optimization(
         precision,

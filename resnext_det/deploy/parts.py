@@ -39,6 +39,10 @@ class Part:
         """Let `model` call `function` in the method's place."""
         self.module(model).__dict__[self.method] = function
 
+    def is_compiled(self, model: nn.Module) -> bool:
+        """Whether the method has been replaced in `model` by a compiled one."""
+        return isinstance(self.module(model).__dict__.get(self.method), CompiledPart)
+
     @contextlib.contextmanager
     def bound(self, model: nn.Module, function: Callable) -> Iterator[None]:
         """Let `model` call `function` for a while."""

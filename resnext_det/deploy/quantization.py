@@ -21,7 +21,7 @@ from .compiled import optimize, rebuild
 from .engines import OpenVINORun, Run, to_array, to_openvino
 from .optional import import_package
 from .options import parse_how
-from .parts import Call, Part, PartModule, iterate_inputs
+from .parts import Call, Part, PartModule, find_parts, iterate_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class Quantized:
         """
         if fingerprint_of(model) != self.fingerprint:
             raise UserError(
-                "the int8 model was made of other weights than the detector's: quantise it again, "
-                "or name the weights that it was made of"
+                "the int8 model was made of another detector, or other weights: quantise this one, "
+                "or name the weights and config that it was made of"
             )
 
         def build(part: Part, module: PartModule, call: Call) -> Run:
@@ -76,20 +76,20 @@ class Quantized:
             UserError: if the folder cannot be written, or holds anything else.
         """
         openvino = import_package("openvino")
-        if folder.exists() and not (folder / _RECORD).is_file():
-            raise UserError(f"{folder} is in the way: it is no int8 model, remove it first")
-        known = {
-            "version": VERSION,
-            "fingerprint": self.fingerprint,
-            "parts": sorted(self.models),
-            **record,
-        }
+        require_free(folder)
         temporary = None
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder.parent))
             for name, model in self.models.items():
                 openvino.save_model(model, temporary / f"{name}.xml", compress_to_fp16=False)
+            files = sorted(temporary.iterdir())
+            known = {
+                "version": VERSION,
+                "fingerprint": self.fingerprint,
+                "sha256": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files},
+                **record,
+            }
             text = json.dumps(known, indent=2, allow_nan=False) + "\n"
             (temporary / _RECORD).write_text(text, encoding="utf-8")
             temporary.chmod(0o755)
@@ -117,20 +117,39 @@ class Quantized:
             record = json.loads(file.read_text(encoding="utf-8"))
             if record["version"] != VERSION:
                 raise ValueError(f"version {record['version']!r} is not {VERSION}")
-            fingerprint, parts = str(record["fingerprint"]), list(map(str, record["parts"]))
-        except (OSError, ValueError, LookupError, TypeError) as error:
+            fingerprint, digests = str(record["fingerprint"]), dict(record["sha256"])
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(f"{folder} holds no int8 model ({_RECORD}: {reason})") from error
-        models = {}
-        for name in parts:
-            if Path(name).name != name:
-                raise UserError(f"{file} names a part {name!r}: parts lie in its own folder")
-            try:
-                models[name] = openvino.Core().read_model(folder / f"{name}.xml")
-            except RuntimeError as error:
-                reason = str(error).strip().splitlines()[-1]
-                raise UserError(f"{folder / name}.xml cannot be read: {reason}") from error
-        return cls(models, fingerprint)
+        for name, digest in digests.items():
+            _check_file(folder, name, digest)
+        core = openvino.Core()
+        parts = sorted(name.removesuffix(".xml") for name in digests if name.endswith(".xml"))
+        try:
+            return cls({n: core.read_model(folder / f"{n}.xml") for n in parts}, fingerprint)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"{folder} cannot be read by this OpenVINO: {reason}") from error
+
+
+def require_free(folder: Path) -> None:
+    """Check that an int8 model may be written into `folder`.
+
+    Raises:
+        UserError: if there is something else.
+    """
+    if folder.exists() and not (folder / _RECORD).is_file():
+        raise UserError(f"{folder} is in the way: it is no int8 model, remove it first")
+
+
+def _check_file(folder: Path, name: str, digest: str) -> None:
+    if Path(name).name != name:
+        raise UserError(f"{folder / _RECORD} names a file {name!r}: files lie in its own folder")
+    file = folder / name
+    if not file.is_file():
+        raise UserError(f"{file} is absent: quantise again")
+    if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        raise UserError(f"{file} is damaged, it is not what was written: quantise again")
 
 
 def quantize(model: nn.Module, batches: Iterable[list[dict]]) -> Quantized:
@@ -151,7 +170,7 @@ def quantize(model: nn.Module, batches: Iterable[list[dict]]) -> Quantized:
         UserError: if OpenVINO or NNCF is absent, for a model that cannot be optimised, or if a part
             gets no input from any image.
     """
-    import_package("nncf")  # its absence costs no time
+    require_packages()
     running = optimize(model, engine="openvino")
     models: dict[str, object] = {}
 
@@ -168,6 +187,16 @@ def quantize(model: nn.Module, batches: Iterable[list[dict]]) -> Quantized:
 
     rebuild(model, build)
     return Quantized(models, fingerprint_of(model))
+
+
+def require_packages() -> None:
+    """Check that quantisation can run.
+
+    Raises:
+        UserError: if OpenVINO or NNCF is absent.
+    """
+    for name in ("openvino.tools.ovc", "nncf"):
+        import_package(name)
 
 
 def quantize_part(
@@ -213,11 +242,18 @@ class _Inputs:
 
 
 def fingerprint_of(model: nn.Module) -> str:
-    """The sha256 of all of a detector's parameters and buffers, with their names."""
+    """The sha256 of a detector's tensors, and of what its parts are besides: strides and the like.
+
+    Thresholds and other settings of what is not compiled do not count.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for part in find_parts(model):
+        for name, module in part.module(model).named_modules():
+            fusion = getattr(module, "_fuse_type", "")  # of FPN
+            digest.update(f"{part.name} {name} {module.extra_repr()} {fusion}\n".encode())
     return digest.hexdigest()
 
 
@@ -231,12 +267,7 @@ def optimize_as(model: nn.Module, how: str) -> nn.Module:
     Raises:
         UserError: see `parse_how`, `optimize` and `Quantized.load`; for "int8", which needs images.
     """
-    precision, folder = parse_how(how)
+    precision, folder = parse_how(how, int8=False)
     if folder is not None:
         return Quantized.load(folder).detector(model)
-    if precision == "int8":
-        raise UserError(
-            "--optimize int8 needs images to calibrate with: run tools/train_net.py --eval-only "
-            "--optimize int8, and name the folder that it writes"
-        )
     return optimize(model, precision)

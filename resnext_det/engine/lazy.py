@@ -54,7 +54,7 @@ def train_or_evaluate_lazy(args: argparse.Namespace) -> dict:
     Raises:
         UserError: for a mistake in the config, the data or the weights.
     """
-    parse_optimization(args)  # a mistake costs no time
+    parse_optimization(args, int8=False)  # a mistake costs no time
     cfg = prepare_lazy(args)
     try:
         model = instantiate(cfg.model).to(cfg.train.device)

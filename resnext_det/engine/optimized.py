@@ -17,7 +17,7 @@ from torch import nn
 from ..data import NamingDatasetMapper
 from ..deploy.compiled import optimize
 from ..deploy.options import Optimization
-from ..deploy.quantization import Quantized, quantize
+from ..deploy.quantization import Quantized, quantize, require_free, require_packages
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,9 @@ def evaluate_optimized(
         return evaluate(optimize(model, optimization.precision))
     if comm.get_world_size() > 1:
         raise UserError("--optimize int8 runs in one process, on all threads: leave --num-gpus out")
+    folder = Path(cfg.OUTPUT_DIR) / FOLDER
+    require_packages()  # before hours of evaluation
+    require_free(folder)
     images = CalibrationImages(cfg, optimization.calibration_images)
     before = evaluate(optimize(model))
     quantized = quantize(model, images)
@@ -68,7 +71,6 @@ def evaluate_optimized(
         tabulate(rows, ["", "float32", "int8", "loss"], floatfmt=".2f"),
     )
     _judge(rows, optimization.max_ap_loss)
-    folder = Path(cfg.OUTPUT_DIR) / FOLDER
     record = {
         "calibration": {"datasets": list(cfg.DATASETS.TRAIN), "images": len(images)},
         "AP": [{"name": n, "float32": b, "int8": a} for n, b, a, _ in rows],
@@ -125,7 +127,8 @@ class CalibrationImages:
         """
         if not cfg.DATASETS.TRAIN:
             raise UserError("int8 is calibrated on training images, and DATASETS.TRAIN is empty")
-        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)
+        proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
+        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, proposal_files=proposals)
         chosen = np.random.default_rng(0).permutation(len(records))[:count]
         self._records = [records[i] for i in chosen]
         self._mapper = NamingDatasetMapper(cfg, False)

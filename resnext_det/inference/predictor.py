@@ -13,7 +13,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from PIL import Image
 
-from ..deploy.quantization import optimize_as
+from ..deploy.options import parse_how
 from ..errors import UserError
 from ..images import MAX_PIXELS, ImageInput, to_array
 from ..modeling.build import choose_device
@@ -75,6 +75,8 @@ class Predictor:
         """
         if batch_size < 1:
             raise UserError(f"batch size {batch_size}: at least 1 image is needed")
+        if optimize is not None:
+            parse_how(optimize, int8=False)
         cfg = read_config(config, overrides)
         if weights is not None:
             cfg.MODEL.WEIGHTS = str(weights)
@@ -92,6 +94,8 @@ class Predictor:
             cfg, None if isinstance(config, CfgNode) else Path(config).parent
         )
         if optimize is not None:
+            from ..deploy.quantization import optimize_as  # which nobody else needs
+
             self.model = optimize_as(self.model, optimize)
 
     def __call__(

@@ -1,6 +1,7 @@
 """The benchmark says of each side what it found and what it took."""
 
 import json
+import sys
 import threading
 
 import pytest
@@ -120,8 +121,8 @@ def test_a_row_has_median_p90_and_ratio():
 
 
 def test_an_absent_engine_says_what_to_install_and_the_rest_is_measured(monkeypatch, tmp_path):
-    for module in ("engines", "optional"):
-        monkeypatch.setattr(f"resnext_det.deploy.{module}.is_installed", lambda name: False)
+    for package in ("openvino", "onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
     chosen = Settings(
         CONFIG,
         size=64,
@@ -154,7 +155,8 @@ def test_an_absent_engine_says_what_to_install_and_the_rest_is_measured(monkeypa
 def test_slower_forms_are_left_out_where_there_is_openvino(monkeypatch):
     slower = {"eager-f32", "compile-bf16"}
     for installed in (True, False):
-        monkeypatch.setattr(settings, "is_installed", lambda name, i=installed: i)
+        reason = None if installed else "it is absent"
+        monkeypatch.setattr(settings, "why_missing", lambda engine, r=reason: r)
         names = set(Settings(CONFIG).names("whole"))
         assert slower.isdisjoint(names) if installed else slower <= names
     assert slower <= set(Settings(CONFIG, sides=("all",)).names("whole"))

@@ -1,11 +1,12 @@
 """int8 detectors: what quantisation changes, what is written, what is refused."""
 
+import hashlib
 import json
+import sys
 
 import pytest
 import torch
 
-from resnext_det.deploy import optional
 from resnext_det.deploy.quantization import optimize_as, quantize
 from resnext_det.errors import UserError
 from tests.deploy.models import detections, detector, images
@@ -78,18 +79,51 @@ def test_an_int8_model_replaces_an_older_one_and_nothing_else(quantized, folder,
 
 def test_other_weights_are_refused(folder):
     other = randomise(detector("mask fpn"), seed=1)
-    with pytest.raises(UserError, match="made of other weights"):
+    with pytest.raises(UserError, match="made of another detector, or other weights"):
         optimize_as(other, str(folder))
 
 
-def test_another_detector_is_refused(folder):
-    with pytest.raises(UserError, match="made of other weights"):
+def test_another_detector_is_refused_though_its_weights_are_the_same(model, folder):
+    with pytest.raises(UserError, match="made of another detector"):
         optimize_as(detector("fpn"), str(folder))
+    averaging = detector("mask fpn")
+    averaging.backbone._fuse_type = "avg"
+    with pytest.raises(UserError, match="made of another detector"):
+        optimize_as(averaging, str(folder))
+    strided = detector("mask fpn")
+    strided.backbone.bottom_up.res3[0].conv2.padding = (2, 2)
+    with pytest.raises(UserError, match="made of another detector"):
+        optimize_as(strided, str(folder))
+
+
+def test_another_threshold_is_no_other_detector(folder):
+    lenient = detector("mask fpn")
+    lenient.roi_heads.box_predictor.test_score_thresh = 0.4
+    found = detections(optimize_as(lenient, str(folder)), images(SIZES[0]))[0]
+    assert len(found) and found.scores.min() > 0.4
+
+
+def swap(folder):
+    names = [f"{part}.xml" for part in ("proposal_generator.rpn_head", "roi_heads.box_head")]
+    contents = [(folder / name).read_bytes() for name in names]
+    for name, content in zip(names, reversed(contents), strict=True):
+        (folder / name).write_bytes(content)
+    edit(folder, sha256=dict(sorted(record(folder)["sha256"].items(), reverse=True)))
+
+
+def make_unreadable(folder):
+    (folder / "backbone.xml").write_text("<net")
+    digest = hashlib.sha256(b"<net").hexdigest()
+    edit(folder, sha256={**record(folder)["sha256"], "backbone.xml": digest})
+
+
+def record(folder):
+    return json.loads((folder / "quantized.json").read_text())
 
 
 def edit(folder, **changes):
     file = folder / "quantized.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    file.write_text(json.dumps({**record(folder), **changes}))
 
 
 @pytest.mark.parametrize(
@@ -100,11 +134,15 @@ def edit(folder, **changes):
         (lambda f: (f / "quantized.json").write_text("[1]"), "holds no int8 model"),
         (lambda f: (f / "quantized.json").write_text(" " * 2**21), "too large"),
         (lambda f: edit(f, version=2), "version 2 is not 1"),
-        (lambda f: edit(f, parts=["../backbone"]), "names a part '../backbone'"),
-        (lambda f: edit(f, parts=["backbone"]), "lacks the detector's"),
-        (lambda f: (f / "backbone.xml").write_text("<net"), "backbone.xml cannot be read"),
-        (lambda f: (f / "backbone.bin").write_bytes(b"1"), "backbone.xml cannot be read"),
-        (lambda f: (f / "backbone.xml").unlink(), "backbone.xml cannot be read"),
+        (lambda f: (f / "quantized.json").write_text("[" * 10**5), "holds no int8 model"),
+        (lambda f: edit(f, sha256={"../backbone.xml": "0"}), "names a file '../backbone.xml'"),
+        (lambda f: edit(f, sha256=[1]), "holds no int8 model"),
+        (lambda f: edit(f, sha256={}), "lacks the detector's backbone"),
+        (lambda f: (f / "backbone.xml").write_text("<net"), "backbone.xml is damaged"),
+        (lambda f: (f / "backbone.bin").write_bytes(b"1"), "backbone.bin is damaged"),
+        (lambda f: (f / "backbone.xml").unlink(), "backbone.xml is absent"),
+        (swap, "roi_heads.box_head.* is damaged"),
+        (make_unreadable, "cannot be read by this OpenVINO"),
     ],
 )
 def test_a_damaged_folder_is_one_line(model, folder, damage, message):
@@ -122,7 +160,7 @@ def test_int8_without_images_says_where_it_is_made(model, tmp_path):
 
 
 def test_without_nncf_the_extra_is_named(model, monkeypatch):
-    monkeypatch.setattr(optional, "is_installed", lambda package: package != "nncf")
+    monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(UserError, match=r"pip install 'resnext_det\[openvino\]'"):
         quantize(model, [images()])
 

@@ -3,10 +3,14 @@
 import argparse
 import json
 import math
+import pickle
+import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 
 from resnext_det.data import shapes
 from resnext_det.deploy import options
@@ -92,6 +96,38 @@ def test_int8_that_loses_too_much_is_not_written(run, tmp_path, capsys, monkeypa
     flags = ("--optimize", "int8", "--calibration-images", "1", "--max-ap-loss", "2")
     assert evaluate(run, tmp_path / "o", *flags) == 0
     assert (tmp_path / "o/int8").exists()
+
+
+@pytest.mark.parametrize("problem", ["nncf", "in the way"])
+def test_what_int8_lacks_is_said_before_anything_is_evaluated(run, tmp_path, monkeypatch, problem):
+    if problem == "nncf":
+        monkeypatch.setitem(sys.modules, "nncf", None)
+    else:
+        (tmp_path / "int8").mkdir()
+    cfg = SimpleNamespace(OUTPUT_DIR=str(tmp_path))
+    with pytest.raises(UserError, match=problem):
+        optimized.evaluate_optimized(
+            cfg, None, options.Optimization("int8"), lambda detector: pytest.fail("evaluated")
+        )
+
+
+def test_calibration_images_come_with_their_proposals(run, tmp_path):
+    cfg = small_config()
+    cfg.DATASETS.TRAIN = ("shapes_train",)
+    cfg.MODEL.LOAD_PROPOSALS = True
+    records = DatasetCatalog.get("shapes_train")
+    boxes = np.array([[1, 2, 30, 40]], dtype=np.float32)
+    stored = {
+        "ids": [record["image_id"] for record in records],
+        "boxes": [boxes] * len(records),
+        "objectness_logits": [np.zeros(1, np.float32)] * len(records),
+        "bbox_mode": 0,
+    }
+    file = tmp_path / "proposals.pkl"
+    file.write_bytes(pickle.dumps(stored))
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = (str(file),)
+    (batch,) = CalibrationImages(cfg, 1)
+    assert len(batch[0]["proposals"]) == 1
 
 
 def test_an_undefined_ap_is_no_reason_to_write(run, tmp_path, capsys, monkeypatch):

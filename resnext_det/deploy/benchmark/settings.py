@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...config import suggest
 from ...errors import UserError
-from ..optional import is_installed
+from ..engines import why_missing
 
 BASELINE = "detectron2"
 SCOPES = ("backbone", "whole")
@@ -102,7 +102,7 @@ class Settings:
         elif self.sides:
             chosen = {BASELINE, *self.sides}
         else:
-            chosen = set(TITLES) - set(SLOWER if is_installed("openvino") else ())
+            chosen = set(TITLES) - set(SLOWER if why_missing("openvino") is None else ())
         return [
             n for n in TITLES if n in chosen and (scope == "backbone" or n not in BACKBONE_ONLY)
         ]
