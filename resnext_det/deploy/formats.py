@@ -68,8 +68,9 @@ def _write_torchscript(
     with file.open("wb") as stream:
         writer = torch._C.PyTorchFileWriter(stream)
         for name in reader.get_all_records():
-            # without the source lines of this machine, and what the writer adds of itself
-            if not name.endswith(".debug_pkl") and name not in _WRITTEN_ALWAYS:
+            # without source lines and images of this machine, and what the writer adds of itself
+            private = name.endswith(".debug_pkl") or name.startswith("traced_inputs")
+            if not private and name not in _WRITTEN_ALWAYS:
                 record = reader.get_record(name)
                 writer.write_record(name, record, len(record))
         writer.write_end_of_file()
@@ -79,6 +80,7 @@ def _write_torch_export(
     module: nn.Module, image: Tensor, names: tuple[str, ...], card: str, file: Path
 ) -> None:
     program = _export(module, image)
+    program.example_inputs = None  # the user's image
     with file.open("wb") as stream:
         torch.export.save(program, stream, extra_files={MEMBER: card})
 

@@ -32,8 +32,11 @@ def add_optimize_argument(parser: argparse._ActionsContainer, *, int8: bool) -> 
     names = "f32, bf16, int8" if int8 else "f32, bf16"
     parser.add_argument(
         "--optimize",
+        nargs="?",
+        const="f32",
         metavar="HOW",
-        help=f"compile the detector for this CPU: {names}, or the folder of an int8 model",
+        help=f"compile the detector for this CPU: {names}, or the folder of an int8 model; f32 if "
+        "nothing follows",
     )
     if not int8:
         return

@@ -100,7 +100,8 @@ def _torch(file: Path) -> tuple[Card, Run]:
         raise UserError(
             f"{file} needs PyTorch: pip install torch torchvision, or export to another format"
         ) from error
-    from .untrusted import load_exported, load_scripted
+    from .scripted import load_scripted
+    from .untrusted import load_exported
 
     load = load_exported if file.suffix == ".pt2" else load_scripted
     text, module = load(file)

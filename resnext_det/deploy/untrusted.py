@@ -1,15 +1,13 @@
-"""Loading PyTorch model files of which nobody knows who wrote them.
+"""Loading files of torch.export of which nobody knows who wrote them.
 
 `torch.export.load` says itself that it unpickles; it also evaluates sizes as Python expressions and
-calls any function below `torch` by its name. TorchScript is loaded without Python, but its code may
-write files. So everything in a file is looked at first, through PyTorch's own reader, and what no
-exported detector needs is refused.
+calls any function below `torch` by its name. So everything in a file is looked at first, through
+PyTorch's own reader, and what no exported detector needs is refused.
 """
 
 import io
 import json
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,17 +19,17 @@ from .card import MAX_LENGTH, MEMBER
 
 # Operations of detectors, without those that reach beyond tensors (aten has from_file and save)
 _OPERATIONS = """
-    __and__ _convolution _to_copy add add_ all amax arange argsort as_tensor avg_pool2d batch_norm
+    __and__ _convolution _to_copy Int ScalarImplicit add add_ all amax arange argsort as_tensor avg_pool2d batch_norm
     cat clamp clone contiguous conv2d conv_transpose2d copy_ detach detach_ device div empty eq exp
     expand expm1 eye flatten flip floor floor_ floor_divide full ge gelu group_norm gt index
-    index_put_ index_select isfinite layer_norm le leaky_relu lift_fresh_copy linear log log2
+    index_put_ index_select is_floating_point isfinite layer_norm le leaky_relu lift_fresh_copy linear log log2
     logical_and logical_not lt masked_select matmul max max_pool2d maximum mean min minimum mul neg
     ne new_zeros nms nonzero NumToTensor ones ones_like pad permute pow relu relu_ remainder repeat
     reshape roi_align roi_pool rsub select sigmoid silu size slice softmax sort split sqrt squeeze
     stack sub sum sym_size tensor to topk transpose unbind unsqueeze upsample_bilinear2d
     upsample_nearest2d view where zeros zeros_like
 """
-_KNOWN_OPERATIONS = frozenset(_OPERATIONS.split())
+KNOWN_OPERATIONS = frozenset(_OPERATIONS.split())
 _TENSOR = re.compile(r"torch\.ops\.(?:aten|torchvision)\.(\w+)\.\w+")
 _PYTHON = re.compile(
     r"_operator\.(?:add|sub|mul|floordiv|mod|neg|eq|ne|lt|le|gt|ge)"
@@ -83,37 +81,12 @@ def load_exported(file: Path) -> tuple[str, nn.Module]:
         torch.load(io.BytesIO(reader.get_record("data/sample_inputs/model.pt")), weights_only=True)
     except Exception as error:
         raise UserError(f"{file} is refused: its sample inputs are more than tensors") from error
-    text = _card(reader)
+    text = card_in(reader)
     return text, torch.export.load(io.BytesIO(content)).module()
 
 
-def load_scripted(file: Path) -> tuple[str, nn.Module]:
-    """Load a TorchScript file.
-
-    Returns:
-        The text of its card, and the module.
-
-    Raises:
-        UserError: if it holds anything that an exported detector does not.
-    """
-    content = file.read_bytes()
-    reader = torch._C.PyTorchFileReader(io.BytesIO(content))
-    for name in reader.get_all_records():
-        if name.startswith("code/") and name.endswith(".py"):
-            code = reader.get_record(name).decode("utf-8", "replace")
-            called = re.findall(r"\b(?:torch|ops\s*\.\s*\w+)\s*\.\s*(\w+)\s*\(", code)
-            unknown = sorted(set(called) - _KNOWN_OPERATIONS)
-            if unknown or "__setstate__" in code:
-                raise UserError(
-                    f"{file} is refused: its code calls {(unknown or ['__setstate__'])[0]!r}"
-                )
-    text = _card(reader)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of TorchScript's age
-        return text, torch.jit.load(io.BytesIO(content), map_location="cpu")
-
-
-def _card(reader: object) -> str:
+def card_in(reader: torch._C.PyTorchFileReader) -> str:
+    """The text of an archive's card; empty where there is none."""
     name = f"extra/{MEMBER}"
     if name not in reader.get_all_records():
         return ""
@@ -144,7 +117,7 @@ def _check_program(program: dict, file: Path) -> None:
 def _check_target(target: str, file: Path) -> None:
     operation = _TENSOR.fullmatch(target)
     if operation:
-        is_known = operation[1] in _KNOWN_OPERATIONS
+        is_known = operation[1] in KNOWN_OPERATIONS
     else:
         is_known = _PYTHON.fullmatch(target) is not None
     if not is_known:

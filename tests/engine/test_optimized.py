@@ -188,6 +188,11 @@ def test_flags_that_make_no_sense_are_refused(flags, message):
         options.parse_optimization(argparse.Namespace(**{"eval_only": True, **flags}))
 
 
+def test_without_a_word_the_flag_means_float32():
+    args = argument_parser().parse_args(["--eval-only", "--optimize", "--config-file", "x"])
+    assert options.parse_optimization(args) == options.Optimization("f32")
+
+
 def test_flags_are_read(tmp_path):
     def parse(**flags):
         return options.parse_optimization(SimpleNamespace(eval_only=True, **flags))
