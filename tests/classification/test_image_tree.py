@@ -1,0 +1,111 @@
+"""Trees of images, and reading them, against torchvision's ImageFolder."""
+
+import numpy as np
+import pytest
+import torchvision
+from PIL import Image
+
+from resnext_det.classification.folder import read_rgb, read_tree
+from resnext_det.errors import UserError
+from tests.classification.classifiers import CLASSES, make_image, make_tree
+
+
+def test_images_and_labels_are_image_folders(tmp_path):
+    root = make_tree(tmp_path / "val")
+    ours, theirs = read_tree(root), torchvision.datasets.ImageFolder(str(root))
+    assert list(ours.classes) == theirs.classes
+    found = [(str(ours.path(i)), ours.labels[i]) for i in range(len(ours))]
+    assert found == theirs.samples
+
+
+def test_other_and_hidden_files_are_left_out(tmp_path):
+    root = make_tree(tmp_path / "val", ("a", "b"), 1)
+    (root / "labels.csv").write_text("x")
+    (root / ".cache").mkdir()
+    (root / "a/._0.png").write_bytes(b"x")
+    (root / "a/notes.txt").write_text("x")
+    make_image(0).save(root / "b/UPPER.JPEG")
+    tree = read_tree(root)
+    assert [tree.path(i).relative_to(root).as_posix() for i in range(len(tree))] == [
+        "a/0.png",
+        "b/0.png",
+        "b/UPPER.JPEG",
+    ]
+
+
+def test_names_may_be_of_any_letters_and_folders_links(tmp_path):
+    root = make_tree(tmp_path / "val", ("häuser", "木"), 1)
+    (root / "link").symlink_to(root / "木", target_is_directory=True)
+    tree = read_tree(root)
+    assert tree.classes == ("häuser", "link", "木")
+    assert all(tree.path(i).is_file() for i in range(len(tree)))
+
+
+def test_labels_follow_a_given_order_of_classes(tmp_path):
+    root = make_tree(tmp_path / "val", ("a", "b", "c"), 1)
+    tree = read_tree(root, ("c", "a", "b"))
+    names = [tree.path(i).parent.name for i in range(3)]
+    assert [("c", "a", "b")[label] for label in tree.labels] == names
+
+
+def test_a_limit_keeps_every_class(tmp_path):
+    tree = read_tree(make_tree(tmp_path / "val", each=4))
+    few = tree.limited(7)
+    assert few.labels.tolist() == list(range(len(CLASSES)))
+    assert few.path(2) == tree.path(8)
+    assert tree.limited(None) is tree and tree.limited(1000) is tree
+
+
+def test_folders_that_are_not_the_classes_are_named(tmp_path):
+    root = make_tree(tmp_path / "val", ("a", "b"), 1)
+    with pytest.raises(UserError, match="has 2 folders for 2 classes; it lacks 1: c and has besi"):
+        read_tree(root, ("a", "c"))
+
+
+def test_what_is_no_tree_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="nowhere cannot be read: No such file"):
+        read_tree(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"has no folder for each class: give .*<class>/<image>"):
+        read_tree(tmp_path)
+    make_image(0).save(tmp_path / "ILSVRC2012_val_00000001.JPEG")
+    with pytest.raises(UserError, match="holds 1 images and no folder for each class: move them"):
+        read_tree(tmp_path)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match=r"a holds no image \(.bmp"):
+        read_tree(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA"])
+def test_images_are_read_as_torchvision_reads_them(mode, tmp_path):
+    suffix = ".jpg" if mode == "CMYK" else ".png"
+    file = tmp_path / f"a{suffix}"
+    make_image(1).convert(mode).save(file)
+    theirs = torchvision.datasets.folder.pil_loader(str(file))
+    np.testing.assert_array_equal(np.asarray(read_rgb(file)), np.asarray(theirs))
+
+
+def test_orientation_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    make_image(1, 64, 48).save(tmp_path / "a.jpg", exif=exif)
+    assert read_rgb(tmp_path / "a.jpg").size == (64, 48)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "No such file"),
+        (b"", "it is none of BMP"),
+        (b"<html>", "it is none of BMP"),
+        ("half", "truncated"),
+    ],
+)
+def test_images_that_cannot_be_read_are_named(content, message, tmp_path):
+    file = tmp_path / "a.jpg"
+    if content == "half":
+        make_image(1, 300, 300).save(file)
+        content = file.read_bytes()[:2000]
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=f"cannot read image {file}: .*{message}"):
+        read_rgb(file)

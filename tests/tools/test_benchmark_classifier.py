@@ -1,0 +1,26 @@
+"""The benchmark of classifiers: both sides see the same images and find the same logits."""
+
+import json
+
+from tests.helpers import REPO, run_tool
+
+TOOL = REPO / "tools/benchmark_classifier.py"
+
+
+def test_it_prints_ratios_of_two_sides_that_agree(tmp_path):
+    words = ("--images", "3", "--batch", "2", "--rounds", "1", "--json", "speed.json")
+    done = run_tool(TOOL, *words, datasets=tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "speed.json").read_text())["results"]
+    assert set(results) == {"torchvision, plain loop", "ours"}
+    for name, found in results.items():
+        assert f"| {name} " in done.stdout
+        assert found["images_per_second"] > 0 and found["times_as_fast"] > 0
+        assert found["difference"] < 1e-4
+    assert results["torchvision, plain loop"]["times_as_fast"] == 1
+
+
+def test_images_that_are_not_there_are_one_line(tmp_path):
+    done = run_tool(TOOL, "--data", "nowhere", datasets=tmp_path, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "error: nowhere cannot be read: No such file or directory\n"
