@@ -36,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", required=True, type=Path, help="ending in " + ", ".join(SUFFIXES.values())
     )
+    parser.add_argument("--licence", help="of the weights, where their file records none")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config"
     )
@@ -54,6 +55,7 @@ def main() -> None:
             output=args.output,
             sample=args.sample_image,
             check=args.check_image,
+            licence=args.licence,
             overrides=args.opts,
         )
     except UserError as error:

@@ -18,14 +18,20 @@ class Card:
     """How to use a model file, and where its weights come from.
 
     The image goes in as RGB, uint8. Its shorter side is resized to `min_size` pixels, or less so
-    that the longer one is at most `max_size`, by Pillow's bilinear filter.
+    that the longer one is at most `max_size`, by Pillow's bilinear filter. The rest is done within
+    the file: `image_format` to `size_divisibility`, and the selection of detections.
 
     Attributes:
         class_names: by class, from 0.
         min_size: in pixels; 0 leaves images as they are.
         max_size: in pixels.
         masks: whether there is a fourth output, masks.
+        image_format: colour order in which the network inside sees the image, "RGB" or "BGR".
+        pixel_mean: per channel, in that order; the network sees (pixel - mean) / std.
+        pixel_std: likewise, above 0.
+        size_divisibility: zeros are added below and right up to multiples of so many pixels.
         score_threshold: detections have a higher score, 0..1.
+        detections_per_image: at most, those of the highest scores; negative for all.
         variant: the backbone, e.g. "X-50-32x4d" or "R-50".
         licence: of the weights; "unknown" where their file does not tell, as below.
         source: what the training of the weights started from.
@@ -38,7 +44,12 @@ class Card:
     min_size: int
     max_size: int
     masks: bool
+    image_format: str
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+    size_divisibility: int
     score_threshold: float
+    detections_per_image: int
     variant: str
     licence: str
     source: str
@@ -73,11 +84,24 @@ class Card:
         if values["version"] != VERSION:
             version = str(values["version"])[:20]
             raise UserError(f"{file}: its card is of version {version!r}, this is {VERSION}")
-        for name, is_legal in _CHECKS.items():
-            if not is_legal(values[name]):
-                raise UserError(f"{file}: its card has {name} {str(values[name])[:50]!r}")
+        for name, (is_legal, meaning) in _CHECKS.items():
+            for value in _parts(name, values[name], file):
+                if not is_legal(value):
+                    shown = str(value)[:50]
+                    raise UserError(f"{file}: its card has {name} {shown!r}: no {meaning}")
         known = {name: values[name] for name in names}
-        return cls(**{**known, "class_names": tuple(known["class_names"])})
+        return cls(**{**known, **{name: tuple(known[name]) for name in _LISTS}})
+
+
+def _parts(name: str, value: object, file: str) -> list:
+    """The values to check, one by one."""
+    if name not in _LISTS:
+        return [value]
+    length = _LISTS[name]
+    if not isinstance(value, list) or not value or len(value) != (length or len(value)):
+        what = f"list of {length}" if length else "list"
+        raise UserError(f"{file}: its card has {name} {str(value)[:50]!r}: no {what}")
+    return value
 
 
 def _is_text(value: object) -> bool:
@@ -88,19 +112,31 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value <= 100_000
 
 
-def _is_score(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-_CHECKS: dict[str, Callable[[object], bool]] = {
-    "class_names": lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_text, v)),
-    "min_size": _is_size,
-    "max_size": lambda v: _is_size(v) and v > 0,
-    "masks": lambda v: isinstance(v, bool),
-    "score_threshold": _is_score,
-    "variant": _is_text,
-    "licence": _is_text,
-    "source": _is_text,
-    "weights_sha256": _is_text,
-    "made_by": _is_text,
+def _is_count(value: object) -> bool:
+    return type(value) is int and abs(value) < 2**31
+
+
+_LISTS = {"class_names": None, "pixel_mean": 3, "pixel_std": 3}  # with their legal lengths
+
+_TEXT = _is_text, "line of at most 1000 printable characters"
+_CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "class_names": _TEXT,
+    "min_size": (_is_size, "number of pixels"),
+    "max_size": (lambda v: _is_size(v) and v > 0, "number of pixels"),
+    "masks": (lambda v: isinstance(v, bool), "true or false"),
+    "image_format": (lambda v: v in ("RGB", "BGR"), "RGB or BGR"),
+    "pixel_mean": (_is_number, "number"),
+    "pixel_std": (lambda v: _is_number(v) and v > 0, "number above 0"),
+    "size_divisibility": (lambda v: _is_size(v) and v > 0, "number of pixels"),
+    "score_threshold": (_is_number, "number"),
+    "detections_per_image": (_is_count, "whole number"),
+    "variant": _TEXT,
+    "licence": _TEXT,
+    "source": _TEXT,
+    "weights_sha256": _TEXT,
+    "made_by": _TEXT,
 }

@@ -18,12 +18,28 @@ from .runtimes import one_line
 
 INPUT = "image"
 
+# What a format needs, to be written and to be run
+_PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino.tools.ovc", "openvino"),
+}
+
 _WRITTEN_ALWAYS = ("version", ".data/serialization_id")
 
 _ASSERTIONS = (
     torch.ops.aten._assert_scalar.default,
     torch.ops.aten._assert_tensor_metadata.default,
 )
+
+
+def require_packages(format: str) -> None:
+    """Check that a format can be written and run.
+
+    Raises:
+        UserError: for the first package that is not installed.
+    """
+    for package in _PACKAGES.get(format, ()):
+        import_package(package)
 
 
 def write(
@@ -80,7 +96,7 @@ def _write_torch_export(
     module: nn.Module, image: Tensor, names: tuple[str, ...], card: str, file: Path
 ) -> None:
     program = _export(module, image)
-    program.example_inputs = None  # the user's image
+    program.example_inputs = ((torch.zeros_like(image),), {})  # not the user's image
     with file.open("wb") as stream:
         torch.export.save(program, stream, extra_files={MEMBER: card})
 
@@ -96,6 +112,7 @@ def _write_onnx(
 def _write_openvino(
     module: nn.Module, image: Tensor, names: tuple[str, ...], card: str, file: Path
 ) -> None:
+    import_package("openvino.tools.ovc")  # the converter, which `convert_model` looks for
     openvino = import_package("openvino")
     if any(getattr(part, "is_max", False) for part in module.modules()):
         # OpenVINO reads ROIPool from ONNX, but not from PyTorch

@@ -10,20 +10,19 @@ from PIL import Image
 from ..errors import UserError
 
 
-def resize(image: np.ndarray, min_size: int, max_size: int) -> np.ndarray:
-    """Resize an image as `ResizeShortestEdge` does.
+def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """Height and width that `ResizeShortestEdge` gives an image of some height and width.
 
     Args:
-        image: (H, W, 3) uint8.
+        height, width: in pixels.
         min_size: pixels of the shorter side; 0 for no resizing.
         max_size: pixels of the longer side at most, which may make the shorter one shorter.
 
     Raises:
         UserError: for an image so narrow that nothing would be left of it.
     """
-    height, width = image.shape[:2]
     if not min_size:
-        return image
+        return height, width
     scale = min_size / min(height, width)
     # Detectron2 gives the shorter side its length directly and scales the other
     new = [min_size * 1.0, scale * width] if height < width else [scale * height, min_size * 1.0]
@@ -33,7 +32,15 @@ def resize(image: np.ndarray, min_size: int, max_size: int) -> np.ndarray:
     new_height, new_width = (int(side + 0.5) for side in new)
     if not new_height * new_width:
         raise UserError(f"an image of {width} x {height} pixels is too narrow to resize")
-    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)
+    return new_height, new_width
+
+
+def resize(image: np.ndarray, min_size: int, max_size: int) -> np.ndarray:
+    """Resize an image (H, W, 3) uint8 as `ResizeShortestEdge` does; see `resized_size`."""
+    if not min_size:
+        return image
+    height, width = resized_size(*image.shape[:2], min_size, max_size)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized)
 
 

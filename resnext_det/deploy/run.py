@@ -21,6 +21,8 @@ from .runtimes import one_line, open_model
 class ExportedDetector:
     """A model file of `tools/export_model.py` as a function of an image.
 
+    Threads may share one: calls do not wait for each other or change it.
+
     Attributes:
         card: what the file says about itself.
         class_names: by class.

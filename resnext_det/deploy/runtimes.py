@@ -1,6 +1,7 @@
 """Engines that run a model file: ONNX Runtime, OpenVINO or PyTorch, each imported when needed."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def open_model(file: Path) -> tuple[Card, Run]:
         file: its suffix tells the format, see `SUFFIXES`.
 
     Returns:
-        The card, and a function from an image (H, W, 3) RGB uint8 to the model's outputs.
+        The card, and a function from an image (H, W, 3) RGB uint8 to the model's outputs, which
+        threads may call at the same time.
 
     Raises:
         UserError: if the file is absent, damaged, of no known format, or its engine not installed.
@@ -85,9 +87,17 @@ def _openvino(file: Path) -> tuple[Card, Run]:
         settings["INFERENCE_NUM_THREADS"] = _threads()
     compiled = core.compile_model(model, "CPU", settings)
 
+    idle = deque()  # requests: each holds the results of one call, so threads must not share one
+
     def run(image: np.ndarray) -> list[np.ndarray]:
-        found = compiled(image)
-        return [found[port] for port in compiled.outputs]
+        try:
+            request = idle.pop()
+        except IndexError:
+            request = compiled.create_infer_request()
+        found = request.infer({0: image}, share_inputs=True, share_outputs=False)
+        outputs = [found[port] for port in compiled.outputs]
+        idle.append(request)
+        return outputs
 
     return card, run
 

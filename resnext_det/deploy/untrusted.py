@@ -19,15 +19,15 @@ from .card import MAX_LENGTH, MEMBER
 
 # Operations of detectors, without those that reach beyond tensors (aten has from_file and save)
 _OPERATIONS = """
-    __and__ _convolution _to_copy Int ScalarImplicit add add_ all amax arange argsort as_tensor avg_pool2d batch_norm
-    cat clamp clone contiguous conv2d conv_transpose2d copy_ detach detach_ device div empty eq exp
-    expand expm1 eye flatten flip floor floor_ floor_divide full ge gelu group_norm gt index
-    index_put_ index_select is_floating_point isfinite layer_norm le leaky_relu lift_fresh_copy linear log log2
-    logical_and logical_not lt masked_select matmul max max_pool2d maximum mean min minimum mul neg
-    ne new_zeros nms nonzero NumToTensor ones ones_like pad permute pow relu relu_ remainder repeat
-    reshape roi_align roi_pool rsub select sigmoid silu size slice softmax sort split sqrt squeeze
-    stack sub sum sym_size tensor to topk transpose unbind unsqueeze upsample_bilinear2d
-    upsample_nearest2d view where zeros zeros_like
+    __and__ _convolution _to_copy Int ScalarImplicit add add_ all amax arange argsort as_tensor
+    avg_pool2d batch_norm cat clamp clone contiguous conv2d conv_transpose2d copy_ detach detach_
+    device div div_ empty eq exp expand expm1 eye flatten flip floor floor_ floor_divide full ge
+    gelu group_norm gt index index_put_ index_select is_floating_point isfinite layer_norm le
+    leaky_relu lift_fresh_copy linear log log2 logical_and logical_not lt masked_select matmul max
+    max_pool2d maximum mean min minimum mul neg ne new_zeros nms nonzero NumToTensor ones ones_like
+    pad permute pow relu relu_ remainder repeat reshape roi_align roi_pool rsub select sigmoid silu
+    size slice softmax sort split sqrt squeeze stack sub sum sym_size tensor to topk transpose
+    unbind unsqueeze upsample_bilinear2d upsample_nearest2d view where zeros zeros_like
 """
 KNOWN_OPERATIONS = frozenset(_OPERATIONS.split())
 _TENSOR = re.compile(r"torch\.ops\.(?:aten|torchvision)\.(\w+)\.\w+")

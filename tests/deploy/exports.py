@@ -28,6 +28,7 @@ def config(kind: str):
         cfg = small_config(masks=kind != "bgr", image_format="BGR" if kind == "bgr" else "RGB")
         cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = kind == "agnostic"
         cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = kind == "agnostic"
+        cfg.MODEL.FPN.FUSE_TYPE = "avg" if kind == "agnostic" else "sum"
         if kind == "resnet":
             cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
             cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NUM_GROUPS = 50, 1

@@ -13,8 +13,9 @@ import resnext_det
 from resnext_det.deploy.exported import ExportedRCNN
 from resnext_det.deploy.formats import write
 from resnext_det.deploy.runtimes import open_model
+from resnext_det.deploy.scripted import load_scripted
 from resnext_det.deploy.support import require_exportable
-from resnext_det.deploy.untrusted import load_exported, load_scripted
+from resnext_det.deploy.untrusted import load_exported
 from resnext_det.deploy.verify import compare
 from resnext_det.errors import UserError
 from resnext_det.modeling.build import build_detector
@@ -213,15 +214,102 @@ def test_a_member_of_another_kind_is_refused(files, tmp_path):
         load_exported(file)
 
 
-class Writes(torch.nn.Module):
-    """A scripted module that would write a file."""
+def in_code(old, new):
+    """Changes the code of the whole detector, in which `SAVE` and `FILE` write to a path."""
 
-    def forward(self, x: torch.Tensor):
-        torch.save(x, "/tmp/never-written")
-        return x
+    def change(name, content):
+        if not name.endswith(".py") or b"class ExportedRCNN(" not in content:
+            return content
+        code = content.decode()
+        assert old in code
+        return code.replace(old, new.replace("SAVE", SAVE).replace("FILE", FILE), 1).encode()
+
+    return change
 
 
-def test_a_script_that_writes_files_is_refused(tmp_path):
-    torch.jit.save(torch.jit.script(Writes()), str(tmp_path / "model.torchscript"))
-    with pytest.raises(UserError, match="its code calls 'save'"):
-        open_model(tmp_path / "model.torchscript")
+SAVE = 'torch.save(torch.zeros([2], dtype=6), "written")'
+FILE = 'torch.from_file("written", True, 4, dtype=6)'
+RETURN = "    heads = self.heads\n"  # the first line of its forward
+ATTRIBUTE = "  training : bool\n"
+WHEN_CALLED = {
+    "save": '    x = torch.save(image, "written")\n',
+    "an alias": '    f = torch.save\n    x = f(image, "written")\n',
+    "an alias of a name": '    t = torch\n    x = t.save(image, "written")\n',
+    "an operation": '    x = ops.aten.save(image, "written")\n',
+    "an alias of an operation": '    f = ops.aten.save\n    x = f(image, "written")\n',
+    "an alias of operations": '    t = ops.aten\n    x = t.save(image, "written")\n',
+    "brackets": '    x = (torch.save)(image, "written")\n',
+    "a file": "    image = FILE\n",
+    "a harmless one": "    image = torch.square(image)\n",
+}
+WHEN_LOADED = {
+    "a default value": ("    image: Tensor)", "    image: Tensor, y: Tensor=FILE)"),
+    "a default of nothing": ("    image: Tensor)", "    image: Tensor, y: Tuple[()]=SAVE)"),
+    "a constant": (ATTRIBUTE, ATTRIBUTE + "  c : Final[Tensor] = FILE\n"),
+    "a constant of nothing": (ATTRIBUTE, ATTRIBUTE + "  c : Final[Tuple[()]] = SAVE\n"),
+}
+ELSEWHERE = {
+    "two lines": (RETURN, '    x = torch.\\\nsave(image, "written")\n' + RETURN),
+    "a comment": (RETURN, '    x = torch.save # ()\n    (image, "written")\n' + RETURN),
+    "an expression": (RETURN, "    SAVE\n" + RETURN),
+    "a state": (
+        "  def forward(self: ",
+        "  def __setstate__(self, s: int) -> NoneType:\n    SAVE\n    return None\n"
+        "  def forward(self: ",
+    ),
+    "a record": ("class ExportedRCNN(", "class X(NamedTuple):\n  x : int\nclass ExportedRCNN("),
+    "a function": ("class ExportedRCNN(", "def f() -> int:\n  return 1\nclass ExportedRCNN("),
+    "a function within": (RETURN, "    def f(y: Tensor=FILE):\n      return y\n" + RETURN),
+    "a type that is called": (ATTRIBUTE, ATTRIBUTE + "  x : f(1)\n"),
+    "no Python": (RETURN, "    1 = 1 1\n" + RETURN),
+}
+
+
+def scripted(files, folder, old, new):
+    change = in_code(old, new)
+    return changed(files / "model.torchscript", folder / "model.torchscript", change)
+
+
+@pytest.mark.parametrize("attack", WHEN_CALLED)
+def test_a_script_that_calls_more_than_a_detector_does_is_refused(attack, files, tmp_path):
+    file = scripted(files, tmp_path, RETURN, WHEN_CALLED[attack] + RETURN)
+    with pytest.raises(UserError, match="its code calls 'aten::(save|from_file|square)'"):
+        load_scripted(file)
+
+
+@pytest.mark.parametrize("attack", [*WHEN_LOADED, *ELSEWHERE])
+def test_a_script_of_another_shape_is_refused_unread(attack, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.jit, "load", None)
+    file = scripted(files, tmp_path, *{**WHEN_LOADED, **ELSEWHERE}[attack])
+    with pytest.raises(UserError, match="'code/__torch__/resnext_det/deploy/exported.* in it has"):
+        load_scripted(file)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.load.*")
+@pytest.mark.parametrize("attack", WHEN_LOADED)
+def test_torch_runs_what_is_refused_before_a_script_is_loaded(attack, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = scripted(files, tmp_path, *WHEN_LOADED[attack])
+    torch.jit.load(str(file))
+    assert (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.json", b"{}", "it holds 'model.json'"),
+        ("code/evil.txt", b"", "it holds 'code/evil.txt'"),
+        ("code/__torch__/x.py", b"\xff", "has characters"),
+        ("constants.pkl", b"c__torch__.torch\nclasses.x.Y\n)R.", "names a class of C"),
+    ],
+)
+def test_a_member_that_no_script_has_is_refused(name, content, message, files, tmp_path):
+    file = tmp_path / "model.torchscript"
+    with zipfile.ZipFile(files / file.name) as old, zipfile.ZipFile(file, "w") as new:
+        prefix = old.namelist()[0].split("/")[0]
+        for each in old.namelist():
+            if each != f"{prefix}/{name}":
+                new.writestr(each, old.read(each))
+        new.writestr(f"{prefix}/{name}", content)
+    with pytest.raises(UserError, match=message):
+        load_scripted(file)

@@ -1,5 +1,7 @@
 """The module of tensors finds what Detectron2's own code finds, and each format what it finds."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from detectron2.modeling.poolers import assign_boxes_to_levels
@@ -17,6 +19,8 @@ from tests.deploy.exports import SIZES, answer, assert_same, config, detector, p
 KINDS = ("fpn", "bgr", "agnostic", "resnet", "c4", "c4_pool", "dc5")
 CARD = (
     '{"class_names": ["a", "b", "c", "d", "e"], "min_size": 0, "max_size": 1333, "masks": true, '
+    '"image_format": "RGB", "pixel_mean": [1, 2, 3], "pixel_std": [1, 1, 1], '
+    '"size_divisibility": 32, "detections_per_image": 100, '
     '"score_threshold": 0.1, "variant": "X-26-8x4d", "licence": "CC0", "source": "torchvision", '
     '"weights_sha256": "", "made_by": "a test", "version": 1}'
 )
@@ -96,45 +100,63 @@ def test_boxes_go_to_the_levels_that_detectron2_gives_them():
     assert set(found.tolist()) == {0, 1, 2, 3}
 
 
-def written(kind: str, format: str, folder, score: float | None = None):
-    """Write a detector and open the file; a function from an image to its outputs."""
-    model = detector(kind)
-    module = ExportedRCNN(model, "RGB")
+def write_detector(kind: str, format: str, folder, score: float | None = None):
+    module = ExportedRCNN(detector(kind), "RGB")
     if score is not None:
         module.heads.limits["score"] = score
-    file = folder / f"model{SUFFIXES[format]}"
+    file = folder / f"{kind}{SUFFIXES[format]}"
     names = ("boxes", "scores", "classes", "masks")[: 3 + config(kind).MODEL.MASK_ON]
     write(module, torch.from_numpy(picture(*SIZES[0])), names, CARD, format, file)
-    return open_model(file)
+    return file
 
 
-@pytest.mark.parametrize(
-    ("kind", "format"),
-    [
-        ("fpn", "openvino"),
-        ("fpn", "torchscript"),
-        pytest.param("fpn", "onnx", marks=pytest.mark.slow),
-        pytest.param("fpn", "torch_export", marks=pytest.mark.slow),
-        *(("c4_pool", format) for format in SUFFIXES),
-    ],
-)
-def test_a_file_of_each_format_finds_the_same_at_other_sizes(kind, format, tmp_path):
-    card, run = written(kind, format, tmp_path)
+SLOW = ("onnx", "torch_export")
+FILES = [
+    ("agnostic", "torchscript"),
+    *(
+        pytest.param(("fpn", format), marks=pytest.mark.slow if format in SLOW else ())
+        for format in SUFFIXES
+    ),
+    *(("c4_pool", format) for format in SUFFIXES),
+]
+
+
+@pytest.fixture(scope="module", params=FILES, ids="-".join)
+def file(request, tmp_path_factory):
+    """A file of a detector, and which one."""
+    return request.param[0], write_detector(*request.param, tmp_path_factory.mktemp("file"))
+
+
+def test_a_file_of_each_format_finds_the_same_at_other_sizes(file):
+    kind, path = file
+    card, run = open_model(path)
     assert (card.licence, card.class_names) == ("CC0", ("a", "b", "c", "d", "e"))
     for size in SIZES:
         image = picture(*size, seed=1)
         assert_same(list(run(image)), answer(detector(kind), image))
-    content = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    content = b"".join(each.read_bytes() for each in path.parent.iterdir())
     assert b"site-packages" not in content  # no paths of the machine that wrote it
+    assert picture(*SIZES[0])[0].tobytes() not in content  # nor its pictures
+
+
+def test_threads_may_share_a_file_of_each_format(file):
+    run = open_model(file[1])[1]
+    images = [picture(*SIZES[seed % 3], seed=seed) for seed in range(6)]
+    expected = [run(image) for image in images]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(run, images * 5))
+    for each, single in zip(found, expected * 5, strict=True):
+        assert_same(each, single)
 
 
 @pytest.mark.parametrize("format", SUFFIXES)
 def test_a_file_of_each_format_may_find_one_thing_or_nothing(format, tmp_path):
+    kind = "c4_pool" if format in SLOW else "fpn"  # the smaller graph
     images = [picture(*SIZES[seed % 3], seed=seed) for seed in range(4)]
-    expected = [answer(detector("fpn"), image) for image in images]
+    expected = [answer(detector(kind), image) for image in images]
     best, second = sorted((s for found in expected for s in found[1]), reverse=True)[:2]
     score = float(best + second) / 2
-    _, run = written("fpn", format, tmp_path, score=score)
+    _, run = open_model(write_detector(kind, format, tmp_path, score=score))
     counts = []
     for image, found in zip(images, expected, strict=True):
         count = int((found[1] > score).sum())

@@ -19,6 +19,8 @@ from tests.deploy.exports import picture
 
 CARD = {
     "class_names": ["cat", "dog"], "min_size": 800, "max_size": 1333, "masks": False,
+    "image_format": "BGR", "pixel_mean": [103.5, 116.3, 123.7], "pixel_std": [1.0, 1.0, 1.0],
+    "size_divisibility": 32, "detections_per_image": 100,
     "score_threshold": 0.05, "variant": "X-50-32x4d", "licence": "BSD-3-Clause",
     "source": "torchvision", "weights_sha256": "0" * 64, "made_by": "resnext_det 0.1.0",
     "version": 1,
@@ -108,7 +110,14 @@ def test_a_card_comes_back_as_it_was_written():
     [
         ({"class_names": []}, "has class_names"),
         ({"class_names": "cat"}, "has class_names"),
-        ({"class_names": ["a\nb"]}, "has class_names"),
+        ({"class_names": ["a", "b\nc"]}, r"has class_names 'b\\nc': no line of"),
+        ({"image_format": "GBR"}, "has image_format 'GBR': no RGB or BGR"),
+        ({"image_format": []}, "has image_format"),
+        ({"pixel_mean": [1, 2]}, "has pixel_mean .*: no list of 3"),
+        ({"pixel_mean": [1, 2, "3"]}, "has pixel_mean '3'"),
+        ({"pixel_std": [1, 2, 0]}, "has pixel_std '0': no number above 0"),
+        ({"size_divisibility": 0}, "has size_divisibility '0'"),
+        ({"detections_per_image": 1.5}, "has detections_per_image '1.5'"),
         ({"min_size": -1}, "has min_size '-1'"),
         ({"min_size": True}, "has min_size"),
         ({"max_size": 0}, "has max_size"),
@@ -170,7 +179,7 @@ code = main({words!r})
 assert {{m for m in sys.modules if m.startswith("resnext_det")}} <= {{
     "resnext_det", "resnext_det.errors", "resnext_det.images", "resnext_det.deploy", *(
         "resnext_det.deploy." + name
-        for name in ("run", "card", "pixels", "runtimes", "optional", "untrusted")
+        for name in ("run", "card", "pixels", "runtimes", "optional", "scripted", "untrusted")
     )
 }}, sorted(sys.modules)
 sys.exit(code)
