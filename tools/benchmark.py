@@ -77,6 +77,8 @@ def require_writable(args: argparse.Namespace) -> None:
     for flag, file in (("--json", args.json), ("--png", args.png)):
         if file is not None and not file.absolute().parent.is_dir():
             raise UserError(f"{flag} {file}: there is no folder {file.parent}")
+        if file is not None and file.is_dir():
+            raise UserError(f"{flag} {file} is a folder: name a file")
     if args.png is not None and args.png.suffix.lower() != ".png":
         raise UserError(f"--png {args.png}: name a file that ends in .png")
 

@@ -34,13 +34,20 @@ def parse_arguments() -> argparse.Namespace:
         help="verifies the file, of other proportions; default: the sample transposed and squeezed",
     )
     parser.add_argument(
-        "--output", required=True, type=Path, help="ending in " + ", ".join(SUFFIXES.values())
+        "--output",
+        type=Path,
+        help=f"ending in {', '.join(SUFFIXES.values())}; default: beside --weights, by its name",
     )
     parser.add_argument("--licence", help="of the weights, where their file records none")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.output is None:
+        if args.weights is None or "://" in args.weights:
+            parser.error("--output is needed where --weights is no file")
+        args.output = Path(args.weights).with_suffix(SUFFIXES[args.format])
+    return args
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from .parts import Call, CompiledPart, Part, PartModule, find_parts, record_call
 
 logger = logging.getLogger(__name__)
 
+_LARGEST_ERROR = 0.5  # of a part's results; bfloat16 has a hundredth
 _EXAMPLE_SIZE = (256, 320)  # pixels; two different numbers, so that none is taken for the other
 
 
@@ -57,17 +58,21 @@ def optimize(
             module, call.inputs, engine=engine, precision=precision, streams=streams
         )
 
-    detector = rebuild(model, build)
+    detector = rebuild(model, build, check=engine == "openvino")
     logger.info("optimised for %s in %s", engine, precision)
     return detector
 
 
-def rebuild(model: nn.Module, build: Callable[[Part, PartModule, Call], Run]) -> nn.Module:
+def rebuild(
+    model: nn.Module, build: Callable[[Part, PartModule, Call], Run], *, check: bool = False
+) -> nn.Module:
     """Copy a detector with each part replaced by what `build` makes of it.
 
     Args:
         model: see `optimize`.
         build: gets a part, its module with norms folded, and a call with inputs of one image.
+        check: compare each part at another size than that of the call. Engines that trace can
+            make a constant of a size.
 
     Raises:
         UserError: for a model that has no such parts, that is on a GPU or not in float32, or that
@@ -84,25 +89,46 @@ def rebuild(model: nn.Module, build: Callable[[Part, PartModule, Call], Run]) ->
         raise UserError(f"the model is in {other.pop()}: optimise one in float32, model.float()")
     detector = accelerate(copy.deepcopy(model)).eval()
     calls = record_calls(detector, parts, [example_image()])
+    others = record_calls(detector, parts, [example_image(turned=True)]) if check else {}
     for part in parts:
         if part.name not in calls:
             continue
         call = calls.pop(part.name)
         module = PartModule(fold_norms(part.module(detector)), part.method, call.arguments)
-        part.bind(detector, CompiledPart(build(part, module, call), call))
+        compiled = CompiledPart(build(part, module, call), call)
+        if check:
+            _check_at_another_size(part, compiled.run, others.pop(part.name))
+        part.bind(detector, compiled)
         strip(part, detector)
     _refuse_training_and_saving(detector)
     return detector
 
 
-def example_image() -> dict:
-    """An input of a detector, of noise, with a proposal for those that make none themselves."""
+def _check_at_another_size(part: Part, run: Run, call: Call) -> None:
+    """Refuse a part that computes something else than the detector's at a size not traced."""
+    found = run(*call.inputs) if len(call.inputs[0]) else ()
+    for ours, theirs in zip(found, call.outputs, strict=bool(found)):
+        same = ours.shape == theirs.shape
+        if not same or (ours - theirs).norm() > _LARGEST_ERROR * theirs.norm():
+            raise UserError(
+                f"the detector's {part.name} depends on the size of the image in a way that "
+                'OpenVINO does not keep: optimise it with engine="eager"'
+            )
+
+
+def example_image(*, turned: bool = False) -> dict:
+    """An input of a detector, of noise, with a proposal for those that make none themselves.
+
+    Args:
+        turned: exchange height and width.
+    """
+    height, width = reversed(_EXAMPLE_SIZE) if turned else _EXAMPLE_SIZE
     generator = torch.Generator().manual_seed(0)
-    proposals = Instances(_EXAMPLE_SIZE)
+    proposals = Instances((height, width))
     proposals.proposal_boxes = Boxes(torch.tensor([[32.0, 32.0, 160.0, 128.0]]))
     proposals.objectness_logits = torch.zeros(1)
     return {
-        "image": torch.randint(0, 256, (3, *_EXAMPLE_SIZE), generator=generator).float(),
+        "image": torch.randint(0, 256, (3, height, width), generator=generator).float(),
         "proposals": proposals,
     }
 

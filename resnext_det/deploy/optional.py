@@ -57,11 +57,12 @@ def _without(package: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """NNCF makes torch look for CUDA's compiler, and say so."""
-    logger = logging.getLogger(name)
+    """NNCF makes torch look for CUDA's compiler, and say so, and all later loggers its own kind."""
+    logger, kind = logging.getLogger(name), logging.getLoggerClass()
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         logger.setLevel(before)
+        logging.setLoggerClass(kind)

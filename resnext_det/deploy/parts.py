@@ -105,11 +105,13 @@ class Call:
 
     Attributes:
         inputs: (N, ...) tensors, float32.
+        outputs: what came out, likewise.
         arguments: structure of the positional arguments, whose leaves are `inputs`.
         results: structure of what the part returns.
     """
 
     inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
     arguments: TreeSpec
     results: TreeSpec
 
@@ -133,8 +135,10 @@ def record_calls(model: nn.Module, parts: Sequence[Part], inputs: list[dict]) ->
         def record(*args: object) -> object:
             result = method(*args)
             if part.name not in calls:
-                leaves, arguments = tree_flatten(args)
-                calls[part.name] = Call(tuple(leaves), arguments, tree_flatten(result)[1])
+                inputs, arguments = tree_flatten(args)
+                outputs, results = tree_flatten(result)
+                kept = tuple(o.clone() for o in outputs)  # RetinaNet goes on in place
+                calls[part.name] = Call(tuple(inputs), kept, arguments, results)
             return result
 
         return record

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..deploy.options import parse_optimization
-from ..deploy.quantization import optimize_as
+from ..deploy.quantized import optimize_as
 from ..errors import UserError
 from ..evaluation import CocoEvaluator
 from ..evaluation.training import metrics_if_any

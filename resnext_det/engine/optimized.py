@@ -17,7 +17,8 @@ from torch import nn
 from ..data import NamingDatasetMapper
 from ..deploy.compiled import optimize
 from ..deploy.options import Optimization
-from ..deploy.quantization import Quantized, quantize, require_free, require_packages
+from ..deploy.quantization import quantize, require_packages
+from ..deploy.quantized import Quantized, require_free
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)

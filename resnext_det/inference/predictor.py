@@ -94,7 +94,7 @@ class Predictor:
             cfg, None if isinstance(config, CfgNode) else Path(config).parent
         )
         if optimize is not None:
-            from ..deploy.quantization import optimize_as  # which nobody else needs
+            from ..deploy.quantized import optimize_as  # which nobody else needs
 
             self.model = optimize_as(self.model, optimize)
 

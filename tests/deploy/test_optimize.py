@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
+from detectron2.modeling import FPN
 from detectron2.structures import Boxes, Instances
 
 from resnext_det.deploy import engines, optimize
@@ -255,6 +256,25 @@ def test_wrong_arguments_are_one_line():
         optimize(torch.nn.Linear(1, 1))
     with pytest.raises(UserError, match="the model is on meta"):
         optimize(copy.deepcopy(model).to("meta"))
+
+
+class BoundToItsSize(FPN):
+    """Resizes a map by Python numbers, which tracing keeps as constants."""
+
+    def forward(self, x):
+        maps = super().forward(x)
+        size = int(x.shape[2]) // 4, int(x.shape[3]) // 4
+        return maps | {"p2": torch.nn.functional.interpolate(maps["p2"], size=size)}
+
+
+def test_a_part_that_tracing_binds_to_one_size_is_refused():
+    model = detector()
+    model.backbone.__class__ = BoundToItsSize
+    with pytest.raises(UserError, match="backbone depends on the size of the image"):
+        optimize(model, engine="openvino")
+    fast = optimize(model, engine="eager")
+    for image in images(*SIZES):
+        assert_same(detections(fast, [image])[0], detections(model, [image])[0])
 
 
 def test_without_openvino_the_next_engine_runs_and_the_faster_is_named(monkeypatch, caplog):

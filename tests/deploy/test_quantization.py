@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import logging
 import sys
 
 import pytest
 import torch
 
-from resnext_det.deploy.quantization import optimize_as, quantize
+from resnext_det.deploy.quantization import quantize
+from resnext_det.deploy.quantized import optimize_as
 from resnext_det.errors import UserError
 from tests.deploy.models import detections, detector, images
 from tests.helpers import randomise
@@ -163,6 +165,19 @@ def test_without_nncf_the_extra_is_named(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(UserError, match=r"pip install 'resnext_det\[openvino\]'"):
         quantize(model, [images()])
+
+
+def test_logging_stays_the_programs_own(model, monkeypatch):
+    handler = logging.StreamHandler()
+    logger = logging.getLogger("nncf")
+    logger.addHandler(handler)
+    kind = logging.getLoggerClass()
+    try:
+        quantize(model, [images()])
+    finally:
+        logger.removeHandler(handler)
+    assert handler.level == logging.NOTSET
+    assert logging.getLoggerClass() is kind is logging.Logger
 
 
 def test_images_without_any_region_are_refused(model):

@@ -116,6 +116,19 @@ def test_a_mistake_leaves_no_file(folder, more, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_without_a_name_the_file_lies_beside_the_weights(folder, tmp_path):
+    command = list(words(folder, "openvino", "unused"))
+    command = command[: command.index("--output")]
+    done = run_tool(*command, datasets=tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "model_final.xml").is_file() and (folder / "model_final.bin").is_file()
+    weights = command.index("--weights")
+    del command[weights : weights + 2]
+    done = run_tool(*command, datasets=tmp_path, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--output is needed where --weights is no file" in done.stderr
+
+
 def test_a_folder_that_is_absent_is_named(folder, tmp_path):
     with pytest.raises(UserError, match="absent/model.torchscript cannot be written"):
         exported(folder, tmp_path / "absent" / "model.torchscript")

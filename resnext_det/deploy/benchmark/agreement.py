@@ -67,12 +67,14 @@ def compare_maps(
     """The largest difference of a value, over the largest value of its map.
 
     Raises:
-        ValueError: if the maps are not of the same shapes.
+        ValueError: if the maps are not of the same shapes, or not finite.
     """
     largest = 0.0
     for one, other in zip(expected, found, strict=True):
         one, other = torch.as_tensor(one), torch.as_tensor(other)
         if one.shape != other.shape:
             raise ValueError(f"maps of shapes {tuple(one.shape)} and {tuple(other.shape)}")
+        if not torch.isfinite(other).all():
+            raise ValueError("a map has values that are not finite")
         largest = max(largest, float((one - other).abs().max() / one.abs().max()))
     return largest

@@ -17,13 +17,12 @@ def time_forms(networks: Networks) -> dict[str, dict[str, float]]:
     """
     settings = networks.settings
     engine = choose_engine()
-    inputs = [{"image": networks.image}]
     images = networks.normalised(networks.image[None])
     calls = {}
     for form in FORMS:
         model = networks.ours_in_form(form)
         eager = without_gradients(bottom_up(model))
-        compiled = compile_submodule(model, bottom_up_name(model), inputs, engine, "f32")
+        compiled = compile_submodule(model, bottom_up_name(model), engine, "f32")
         calls[form, "eager"] = lambda function=eager: function(images)
         calls[form, title_of(engine)] = lambda function=compiled: function(images)
     seconds = in_turn(calls, settings.repeats, max(settings.warmup, 1))

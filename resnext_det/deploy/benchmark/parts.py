@@ -24,8 +24,8 @@ _HEADS = ("box_head", "box_predictor", "res5", "mask_head", "keypoint_head")
 def time_parts(networks: Networks) -> dict[str, dict[str, float]]:
     """Time the parts of Detectron2, of ours, and of ours for the fastest engine in float32.
 
-    That engine has backbone and FPN in one piece. The stages are compiled one by one to be timed,
-    and what the piece takes beyond them is said to be FPN's.
+    That engine has backbone and FPN in one piece. The stages are compiled one by one to be timed;
+    what the piece takes beyond the backbone alone, in one piece, is said to be FPN's.
 
     Returns:
         Of each side the median seconds of each part, in the order in which they run, and of the
@@ -46,30 +46,35 @@ def time_parts(networks: Networks) -> dict[str, dict[str, float]]:
     for clock in clocks.values():
         clock.remove()
     compiled = parts[title_of(engine)]
-    stages = _time_stages(networks, inputs, engine)
-    fpn = compiled.pop("backbone") - sum(stages.values())
+    stages, bottom_up = _time_stages(networks, inputs, engine)
+    backbone = compiled.pop("backbone")
     if hasattr(networks.ours.backbone, "bottom_up"):
-        stages["FPN"] = fpn
+        stages["FPN"] = backbone - bottom_up
     names = list(parts[TITLES["ours"]])
     compiled |= stages
     parts[title_of(engine)] = {name: compiled[name] for name in names if name in compiled}
     return parts
 
 
-def _time_stages(networks: Networks, inputs: list[dict], engine: str) -> dict[str, float]:
-    """Median seconds of the stem and each stage, compiled alone."""
+def _time_stages(
+    networks: Networks, inputs: list[dict], engine: str
+) -> tuple[dict[str, float], float]:
+    """Median seconds of the stem and each stage, compiled alone, and of all in one piece."""
     model, prefix = networks.ours, bottom_up_name(networks.ours)
     present = dict(model.get_submodule(prefix).named_children())
-    names = [name for name in _STAGES if name in present]
-    recorded = record_calls(model, [Part(f"{prefix}.{name}") for name in names], inputs)
+    paths = {name: f"{prefix}.{name}" for name in _STAGES if name in present} | {prefix: prefix}
+    recorded = record_calls(model, [Part(path) for path in paths.values()], inputs)
     calls: dict[str, Callable[[], object]] = {}
-    for name in names:
-        function = compile_submodule(model, f"{prefix}.{name}", inputs, engine, "f32")
-        tensors = recorded[f"{prefix}.{name}"].inputs
+    for name, path in paths.items():
+        function = compile_submodule(model, path, engine, "f32")
+        tensors = recorded[path].inputs
+        if engine == "openvino":  # as one stage hands them to the next
+            tensors = tuple(t.contiguous() for t in tensors)
         calls[name] = lambda function=function, tensors=tensors: function(*tensors)
     settings = networks.settings
     seconds = in_turn(calls, settings.repeats, max(settings.warmup, 1))
-    return {name: float(np.median(values)) for name, values in seconds.items()}
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    return medians, medians.pop(prefix)
 
 
 class _Clock:

@@ -101,8 +101,8 @@ def _make_all(rows: list[Row], sides: Sides, image: Tensor) -> dict[str, Functio
         made: list[Function] = []
         try:
             took = seconds_of(lambda row=row, made=made: made.append(sides.make(row.name)))
-        except UserError as error:
-            row.missing = str(error)
+        except (UserError, RuntimeError) as error:  # not installed; no such network; no memory
+            row.missing = " ".join(str(error).split())[:200]
             logger.warning("%s: %s", row.title, error)
             continue
         function = functions[row.name] = made[0]
@@ -191,3 +191,5 @@ def _add_memory(rows: list[Row], sides: Sides) -> None:
                 row.memory = measure_memory(settings, sides.scope, row.name, quantized)
             except BrokenProcessPool:
                 logger.warning("%s: the system ended the process that measured it", row.title)
+            except RuntimeError as error:
+                logger.warning("%s: its memory was not measured: %s", row.title, error)

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..compiled import optimize
+from ..compiled import example_image, optimize
 from ..engines import OpenVINORun, choose_engine, compile_part, to_array
 from ..folding import fold_norms
 from ..parts import Part, PartModule, record_calls
-from ..quantization import Quantized, quantize, quantize_part
+from ..quantization import quantize, quantize_part
+from ..quantized import Quantized
 from . import exported, torchvision_rcnn
 from .networks import Networks, bottom_up, bottom_up_name
 from .settings import BASELINE, TITLES
@@ -98,10 +99,9 @@ class Sides:
         networks = self.networks
         engine, precision = name.split("-")
         engine = choose_engine(_ENGINES[engine])
-        inputs = [{"image": networks.image}]
         if precision != "int8":
             part = bottom_up_name(networks.ours)
-            return compile_submodule(networks.ours, part, inputs, engine, precision, streams)
+            return compile_submodule(networks.ours, part, engine, precision, streams)
         part = Part(bottom_up_name(networks.ours))
         images = [b[0]["image"][None] for b in networks.calibration]
         return _quantize(networks.ours, part, [networks.normalised(i) for i in images], streams)
@@ -113,14 +113,13 @@ def title_of(engine: str) -> str:
 
 
 def compile_submodule(
-    model: nn.Module, name: str, inputs: list[dict], engine: str, precision: str, streams: int = 1
+    model: nn.Module, name: str, engine: str, precision: str, streams: int = 1
 ) -> Callable:
     """Compile one submodule of a detector alone.
 
     Args:
         model: the detector, in evaluation mode.
         name: of the submodule.
-        inputs: an image as Detectron2's models take it, with which the submodule runs.
         engine: see `compile_part`.
         precision: see `compile_part`.
         streams: see `compile_part`.
@@ -129,14 +128,14 @@ def compile_submodule(
         A function of the tensors that the submodule takes.
     """
     part = Part(name)
-    call = record_calls(model, [part], inputs)[name]
+    call = record_calls(model, [part], [example_image()])[name]
     module = PartModule(fold_norms(part.module(model)), part.method, call.arguments)
     return compile_part(module, call.inputs, engine=engine, precision=precision, streams=streams)
 
 
 def _quantize(model: nn.Module, part: Part, inputs: Sequence[Tensor], streams: int) -> Function:
     """`resnext_det.deploy.quantize` for a backbone alone."""
-    call = record_calls(model, [part], [{"image": inputs[0][0]}])[part.name]
+    call = record_calls(model, [part], [example_image()])[part.name]
     module = PartModule(fold_norms(part.module(model)), part.method, call.arguments)
     arrays = [[to_array(i)] for i in inputs]
     quantized = quantize_part(module, call.inputs, arrays, len(arrays))

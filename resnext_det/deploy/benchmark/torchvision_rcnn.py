@@ -94,6 +94,7 @@ def build_detector(cfg: CfgNode, model: nn.Module) -> nn.Module:
     from torchvision.models.detection.backbone_utils import BackboneWithFPN
     from torchvision.models.detection.faster_rcnn import FasterRCNN
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
+    from torchvision.ops import MultiScaleRoIAlign
 
     class SameSize(GeneralizedRCNNTransform):
         """Normalises and pads images."""
@@ -118,6 +119,11 @@ def build_detector(cfg: CfgNode, model: nn.Module) -> nn.Module:
         rpn_pre_nms_top_n_test=rpn.PRE_NMS_TOPK_TEST,
         rpn_post_nms_top_n_test=rpn.POST_NMS_TOPK_TEST,
         rpn_nms_thresh=rpn.NMS_THRESH,
+        box_roi_pool=MultiScaleRoIAlign(
+            [str(i) for i in range(len(_STAGES))],
+            cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION,
+            cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
+        ),
         box_score_thresh=heads.SCORE_THRESH_TEST,
         box_nms_thresh=heads.NMS_THRESH_TEST,
         box_detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
