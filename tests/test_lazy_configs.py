@@ -203,6 +203,7 @@ def test_it_trains_evaluates_resumes_and_writes_its_files(job, tmp_path, capsys)
     assert steps == {3}  # AdamW counts on where the checkpoint left it
 
 
+@pytest.mark.slow  # with other engines than torch's, which no other test here loads
 def test_an_optimised_evaluation_gives_the_same_results(job, tmp_path, capsys):
     assert job(*FAST) == 0
     weights = f"train.init_checkpoint={tmp_path / 'output/model_final.pth'}"
