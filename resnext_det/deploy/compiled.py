@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -26,8 +26,8 @@ def optimize(
     """Copy a trained detector for fast inference on a CPU.
 
     Backbone with FPN, RPN head, and box, mask and keypoint heads are compiled with batch norms
-    folded into convolutions, in channels_last, for images of any size. Proposals and results are
-    selected by Detectron2's own code in float32, and regions are pooled on all threads.
+    folded into convolutions, for images of any size. Proposals and results are selected by
+    Detectron2's own code in float32, and regions are pooled on all threads.
 
     Args:
         model: a GeneralizedRCNN, RetinaNet or ProposalNetwork on the CPU, C4 or FPN, with this
@@ -88,13 +88,8 @@ def rebuild(
     if other := {p.dtype for p in model.parameters()} - {torch.float32}:
         raise UserError(f"the model is in {other.pop()}: optimise one in float32, model.float()")
     detector = accelerate(copy.deepcopy(model)).eval()
-    calls = record_calls(detector, parts, [example_image()])
     others = record_calls(detector, parts, [example_image(turned=True)]) if check else {}
-    for part in parts:
-        if part.name not in calls:
-            continue
-        call = calls.pop(part.name)
-        module = PartModule(fold_norms(part.module(detector)), part.method, call.arguments)
+    for part, module, call in modules_of(detector, parts):
         compiled = CompiledPart(build(part, module, call), call)
         if check:
             _check_at_another_size(part, compiled.run, others.pop(part.name))
@@ -102,6 +97,21 @@ def rebuild(
         strip(part, detector)
     _refuse_training_and_saving(detector)
     return detector
+
+
+def modules_of(model: nn.Module, parts: Sequence[Part]) -> Iterator[tuple[Part, PartModule, Call]]:
+    """The parts as modules of tensors with norms folded, each with a call on an example image.
+
+    Args:
+        model: a detector in evaluation mode.
+        parts: of it; those that do not run on an image are left out.
+    """
+    calls = record_calls(model, parts, [example_image()])
+    for part in parts:
+        if part.name in calls:
+            call = calls.pop(part.name)
+            folded = fold_norms(part.module(model))
+            yield part, PartModule(folded, part.method, call.arguments), call
 
 
 def _check_at_another_size(part: Part, run: Run, call: Call) -> None:

@@ -1,7 +1,6 @@
 """From a trained detector to a model file that has been seen to work."""
 
 import contextlib
-import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from ..errors import UserError
 from ..images import to_array
 from ..inference import Predictor
 from ..weights import settings_of
+from ..weights.download import sha256_of
 from ..weights.files import read_file, recipe_in
 from .card import Card
 from .exported import ExportedRCNN
@@ -131,17 +131,9 @@ def card_of(predictor: Predictor, licence: str | None = None) -> Card:
         variant=settings.variant if settings else f"R-{cfg.MODEL.RESNETS.DEPTH}",
         licence=licence or recorded,
         source=recipe.source if recipe else "unknown",
-        weights_sha256=_sha256(weights),
+        weights_sha256=sha256_of(weights),
         made_by=f"resnext_det {__version__}",
     )
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _to_verify(read: list[tuple[str, np.ndarray]], card: Card) -> dict[str, np.ndarray]:

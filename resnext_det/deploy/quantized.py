@@ -13,6 +13,7 @@ from torch import nn
 
 from ..atomic import PREFIX
 from ..errors import UserError
+from ..weights.download import sha256_of
 from .compiled import optimize, rebuild
 from .engines import OpenVINORun, Run
 from .optional import import_package
@@ -81,7 +82,7 @@ class Quantized:
             known = {
                 "version": VERSION,
                 "fingerprint": self.fingerprint,
-                "sha256": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files},
+                "sha256": {f.name: sha256_of(f) for f in files},
                 **record,
             }
             text = json.dumps(known, indent=2, allow_nan=False) + "\n"
@@ -143,7 +144,7 @@ def _check_file(folder: Path, name: str, digest: str) -> None:
     file = folder / name
     if not file.is_file():
         raise UserError(f"{file} is absent: quantise again")
-    if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+    if sha256_of(file) != digest:
         raise UserError(f"{file} is damaged, it is not what was written: quantise again")
 
 

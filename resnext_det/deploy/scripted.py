@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .card import MEMBER
-from .untrusted import KNOWN_OPERATIONS, card_in
+from .untrusted import KNOWN_OPERATIONS, card_in, read_archive
 
 _MEMBERS = re.compile(
     r"version|byteorder|\.data/serialization_id|data\.pkl|constants\.pkl|(?:data|constants)/\d+"
@@ -53,11 +53,8 @@ def load_scripted(file: Path) -> tuple[str, Detect]:
     Raises:
         UserError: if it holds anything that an exported detector does not.
     """
-    content = file.read_bytes()  # once: what is checked is what is loaded
-    reader = torch._C.PyTorchFileReader(io.BytesIO(content))
+    content, reader = read_archive(file, _MEMBERS)
     for name in reader.get_all_records():
-        if not _MEMBERS.fullmatch(name):
-            raise UserError(f"{file} is refused: it holds {name[:80]!r}")
         if name.endswith(".pkl") and b"classes" in reader.get_record(name):
             raise UserError(f"{file} is refused: {name} in it names a class of C++")
         if name.endswith(".py") and (reason := _suspect(reader.get_record(name))):

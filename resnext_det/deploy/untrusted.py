@@ -64,11 +64,7 @@ def load_exported(file: Path) -> tuple[str, nn.Module]:
     Raises:
         UserError: if it holds anything that an exported detector does not.
     """
-    content = file.read_bytes()  # once: what is checked is what is loaded
-    reader = torch._C.PyTorchFileReader(io.BytesIO(content))
-    for name in reader.get_all_records():
-        if not _MEMBERS.fullmatch(name):
-            raise UserError(f"{file} is refused: it holds {name[:80]!r}")
+    content, reader = read_archive(file, _MEMBERS)
     _check_program(json.loads(reader.get_record("models/model.json")), file)
     for kind in ("weights", "constants"):
         entries = json.loads(reader.get_record(f"data/{kind}/model_{kind}_config.json"))["config"]
@@ -83,6 +79,20 @@ def load_exported(file: Path) -> tuple[str, nn.Module]:
         raise UserError(f"{file} is refused: its sample inputs are more than tensors") from error
     text = card_in(reader)
     return text, torch.export.load(io.BytesIO(content)).module()
+
+
+def read_archive(file: Path, members: re.Pattern) -> tuple[bytes, torch._C.PyTorchFileReader]:
+    """Read a file once, so that what is checked is what is loaded, and open it as an archive.
+
+    Raises:
+        UserError: if it has a member whose name is none of `members`.
+    """
+    content = file.read_bytes()
+    reader = torch._C.PyTorchFileReader(io.BytesIO(content))
+    for name in reader.get_all_records():
+        if not members.fullmatch(name):
+            raise UserError(f"{file} is refused: it holds {name[:80]!r}")
+    return content, reader
 
 
 def card_in(reader: torch._C.PyTorchFileReader) -> str:

@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..compiled import example_image, optimize
+from ..compiled import modules_of, optimize
 from ..engines import OpenVINORun, choose_engine, compile_part, to_array
-from ..folding import fold_norms
-from ..parts import Part, PartModule, record_calls
+from ..parts import Part
 from ..quantization import quantize, quantize_part
 from ..quantized import Quantized
 from . import exported, torchvision_rcnn
@@ -127,16 +126,13 @@ def compile_submodule(
     Returns:
         A function of the tensors that the submodule takes.
     """
-    part = Part(name)
-    call = record_calls(model, [part], [example_image()])[name]
-    module = PartModule(fold_norms(part.module(model)), part.method, call.arguments)
+    ((_, module, call),) = modules_of(model, [Part(name)])
     return compile_part(module, call.inputs, engine=engine, precision=precision, streams=streams)
 
 
 def _quantize(model: nn.Module, part: Part, inputs: Sequence[Tensor], streams: int) -> Function:
     """`resnext_det.deploy.quantize` for a backbone alone."""
-    call = record_calls(model, [part], [example_image()])[part.name]
-    module = PartModule(fold_norms(part.module(model)), part.method, call.arguments)
+    ((_, module, call),) = modules_of(model, [part])
     arrays = [[to_array(i)] for i in inputs]
     quantized = quantize_part(module, call.inputs, arrays, len(arrays))
     return OpenVINORun(quantized, "f32", streams)
