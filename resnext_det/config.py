@@ -39,7 +39,23 @@ NETWORK_KEYS = {
     "MODEL.RESNEXT.CHECKPOINT": False,  # True: less memory in training, slower, the same results
 }
 
+# These are of classifiers alone (MODEL.META_ARCHITECTURE ImageClassifier).
+CLASSIFIER_KEYS = {
+    "CLASSIFIER.NETWORK": "imagenet",  # or "cifar": three stages, for small images (Appendix A)
+    "CLASSIFIER.NUM_CLASSES": 1000,
+    "CLASSIFIER.CLASSES": "",  # list of ImageNet-5K's classes, of tools/prepare_imagenet5k.py
+    "CLASSIFIER.AUGMENTATION": "imagenet",  # or "crop": zero-padded, cropped, flipped (Appendix A)
+    "CLASSIFIER.SIZE": 224,  # side of the images that the network sees, in pixels
+    "CLASSIFIER.RESIZE": 256,  # shorter side in tests, before the centre crop
+    "CLASSIFIER.INTERPOLATION": "bicubic",  # or "bilinear"
+    "CLASSIFIER.JITTER": 0.4,  # of brightness, contrast and saturation; with "imagenet"
+    "CLASSIFIER.LIGHTING": 0.1,  # standard deviation of PCA lighting; with "imagenet"
+}
+
+_OWN_KEYS = {**TRAINING_KEYS, **NETWORK_KEYS, **CLASSIFIER_KEYS}
+
 _PACKAGE = Path(__file__).resolve().parent
+_OF_CLASSIFIERS = "classification/"
 _NOT_SAID = "<not said>"  # of MODEL.WEIGHTS, whose default "" means training from nothing
 
 
@@ -56,7 +72,8 @@ def register_training_keys() -> None:
 def add_resnext_config(cfg: CfgNode) -> None:
     """Add our keys, with their defaults, to a config made by Detectron2's `get_cfg()`."""
     cfg.MODEL.RESNEXT = CfgNode()
-    for key, default in {**TRAINING_KEYS, **NETWORK_KEYS}.items():
+    cfg.CLASSIFIER = CfgNode()
+    for key, default in _OWN_KEYS.items():
         vars(cfg)[CfgNode.DEPRECATED_KEYS].discard(key)  # else an override would be skipped
         node, leaf = _locate(cfg, key)
         node[leaf] = default
@@ -86,10 +103,19 @@ def config_dir() -> Path:
 
 
 def config_names() -> list[str]:
-    """Names of all shipped configs that describe an experiment, for `get_cfg`."""
+    """Names of all shipped configs of detectors, for `get_cfg`."""
+    return [name for name in _all_names() if not name.startswith(_OF_CLASSIFIERS)]
+
+
+def classifier_config_names() -> list[str]:
+    """Names of all shipped configs of classifiers, for `get_cfg`."""
+    return [name for name in _all_names() if name.startswith(_OF_CLASSIFIERS)]
+
+
+def _all_names() -> list[str]:
     root = config_dir()
     files = sorted(p for p in root.rglob("*.yaml") if not p.name.startswith("Base-"))
-    return [str(p.relative_to(root).with_suffix("")) for p in files]
+    return [p.relative_to(root).with_suffix("").as_posix() for p in files]
 
 
 def config_path(name: str) -> Path:
@@ -99,8 +125,9 @@ def config_path(name: str) -> Path:
         UserError: (a ValueError) if there is none, with the nearest names.
     """
     name = name.removesuffix(".yaml")
-    if name not in config_names():
-        raise UserError(f"no shipped config is named {name!r}{suggest(name, config_names())}")
+    known = _all_names()
+    if name not in known:
+        raise UserError(f"no shipped config is named {name!r}{suggest(name, known)}")
     return config_dir() / f"{name}.yaml"
 
 
@@ -198,12 +225,14 @@ def dump_config(cfg: CfgNode) -> str:
     """Print `cfg` as YAML without those of our keys that are at their defaults."""
     cfg = cfg.clone()
     cfg.defrost()
-    for key, default in {**TRAINING_KEYS, **NETWORK_KEYS}.items():
+    for key, default in _OWN_KEYS.items():
         node, leaf = _locate(cfg, key)
         if node[leaf] == default:
             del node[leaf]
     if not cfg.MODEL.RESNEXT:
         del cfg.MODEL["RESNEXT"]
+    if not cfg.CLASSIFIER:
+        del cfg["CLASSIFIER"]
     return cfg.dump()
 
 

@@ -1,52 +1,44 @@
-"""Images in a folder for each class, as ImageNet's training set comes, and reading them."""
+"""Images in a folder for each class, as ImageNet's training set comes."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..images import FORMATS, MAX_PIXELS, SUFFIXES
+from ..images import SUFFIXES
+from .image_set import ImageSet, is_image_name, read_rgb, require_classes
 
-_SHOWN = 5
+_SHOWN = 3
 
 
-@dataclass(frozen=True)
-class ImageTree:
+@dataclass(frozen=True, eq=False)
+class ImageTree(ImageSet):
     """The images of `root`/<class>/<image>.
 
     Attributes:
-        root: the folder.
-        classes: names of the classes; a label is an index into these.
-        files: (N,) paths below `root` as bytes, in one array and not as millions of objects, which
-            each data worker would copy when it counts references.
-        labels: (N,) int64.
+        files: (N,) paths below `root` as bytes.
     """
 
-    root: Path
-    classes: tuple[str, ...]
     files: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def path(self, index: int) -> Path:
         """Where image `index` is."""
         return self.root / os.fsdecode(bytes(self.files[index]))
 
-    def limited(self, count: int | None) -> "ImageTree":
-        """`count` of the images, evenly spaced, so that all classes stay; all of them for None."""
-        if count is None or count >= len(self):
-            return self
-        kept = np.arange(count) * len(self) // count
-        return replace(self, files=self.files[kept], labels=self.labels[kept])
+    def name(self, index: int) -> str:
+        return str(self.path(index))
+
+    def read(self, index: int) -> Image.Image:
+        return read_rgb(self.path(index))
 
 
-def read_tree(root: Path, classes: Sequence[str] | None = None) -> ImageTree:
+def read_tree(
+    root: Path, classes: Sequence[str] | None = None, *, subset: bool = False
+) -> ImageTree:
     """List the images of a tree, class by class, each class sorted by name.
 
     Hidden files, and those without the suffix of an image (`resnext_det.images.SUFFIXES`, in any
@@ -56,25 +48,25 @@ def read_tree(root: Path, classes: Sequence[str] | None = None) -> ImageTree:
         root: holds a folder for each class.
         classes: their names in the order of the labels; by default sorted, as for torchvision's
             `ImageFolder`, which for ImageNet's wnids is the usual order.
+        subset: leave out the folders of other classes.
 
     Raises:
         UserError: if `root` is absent or has no folders, a folder holds no image or cannot be read,
-            or the folders are not just `classes`.
+            or the folders are not `classes`.
     """
     found = list_classes(root)
     if classes is None:
         classes = found
-    elif set(found) != set(classes):
-        raise UserError(_difference(root, found, classes))
+    require_classes(root, found, classes, subset, "folders")
     files: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         images = list_images(root / name)
         if not images:
-            raise UserError(f"{root / name} holds no image ({', '.join(SUFFIXES)})")
+            raise UserError(_without_images(root / name))
         files += [os.fsencode(f"{name}/{image}") for image in images]
         labels += [label] * len(images)
-    return ImageTree(root, tuple(classes), np.array(files), np.array(labels, dtype=np.int64))
+    return ImageTree(root, tuple(classes), np.array(labels, dtype=np.int64), np.array(files))
 
 
 def list_classes(root: Path) -> list[str]:
@@ -113,41 +105,10 @@ def list_images(folder: Path) -> list[str]:
         raise UserError(f"{folder} cannot be read: {error.strerror or error}") from error
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def read_rgb(path: Path) -> Image.Image:
-    """Read an image as torchvision's and Torch7's loaders do: EXIF's orientation is not applied.
-
-    Published errors come from such loaders; detection turns images upright (`read_image`).
-
-    Returns:
-        An RGB image, 0..255; of several frames the first.
-
-    Raises:
-        UserError: if it is absent, damaged, cut off, too large, or none of `FORMATS`.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"it has more than {MAX_PIXELS} pixels")
-            return image.convert("RGB")
-    except Image.UnidentifiedImageError as error:
-        reason, cause = f"it is none of {', '.join(FORMATS)}, or damaged", error
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        reason, cause = reason or type(error).__name__, error
-    raise UserError(f"cannot read image {path}: {reason}") from cause
-
-
-def _difference(root: Path, found: Sequence[str], expected: Sequence[str]) -> str:
-    absent = sorted(set(expected) - set(found))
-    others = sorted(set(found) - set(expected))
-    parts = []
-    for names, what in ((absent, "lacks"), (others, "has beside them")):
-        if names:
-            more = ", ..." if len(names) > _SHOWN else ""
-            parts.append(f"{what} {len(names)}: {', '.join(names[:_SHOWN])}{more}")
-    return f"{root} has {len(found)} folders for {len(expected)} classes; it {' and '.join(parts)}"
+def _without_images(folder: Path) -> str:
+    inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    message = f"{folder} holds no image ({', '.join(SUFFIXES)})"
+    if inner:
+        names = ", ".join(inner[:_SHOWN]) + (", ..." if len(inner) > _SHOWN else "")
+        message += f" but folders: if {names} are the classes, give {folder}"
+    return message

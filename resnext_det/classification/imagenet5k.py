@@ -5,7 +5,6 @@ that have the largest number of images in the full ImageNet set."
 """
 
 import json
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from tqdm import tqdm
 
 from ..data.formats import write_json
 from ..errors import UserError
-from .folder import is_image_name, list_classes, list_images
+from .archives import count_in_tar
+from .folder import list_classes, list_images
 
 SIZES = (1000, 4000)
 _SHOWN = 5
@@ -48,6 +48,14 @@ class ClassList:
     def classes_1k(self) -> tuple[str, ...]:
         """Names of ImageNet-1K's classes."""
         return self.classes[: self.first]
+
+    @property
+    def ways(self) -> tuple[str, str]:
+        """What Section 5.2's two tasks are called: among all classes, and the first alone."""
+        count = len(self.classes)
+        if (self.first, count) == (SIZES[0], sum(SIZES)):
+            return "5K-way", "1K-way"
+        return f"{count}-way", f"{self.first}-way"
 
     def __str__(self) -> str:
         of_first = sum(self.images[: self.first])
@@ -148,7 +156,7 @@ def count_images(root: Path) -> dict[str, int]:
         name = path.name if is_folder else path.stem
         if name in counts:
             raise UserError(f"{root} has both a folder and a tar of {name}: leave one")
-        counts[name] = len(list_images(path)) if is_folder else _count_in_tar(path)
+        counts[name] = len(list_images(path)) if is_folder else count_in_tar(path)
     if not counts:
         raise UserError(f"{root} has neither folders of images nor <class>.tar files")
     return dict(sorted(counts.items()))
@@ -188,16 +196,3 @@ def choose_classes(
     largest = sorted(rest, key=lambda name: (-counts[name], name))[:others]
     classes = (*sorted(classes_1k), *sorted(largest))
     return ClassList(classes, first, tuple(counts[name] for name in classes))
-
-
-def _count_in_tar(file: Path) -> int:
-    try:
-        with tarfile.open(file, "r:") as archive:  # headers alone; the images are jumped over
-            count = sum(m.isfile() and is_image_name(Path(m.name).name) for m in archive)
-            # tarfile takes a file that was cut off within a header for one that ends there
-            if file.stat().st_size < archive.offset + tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("it was cut off")
-            return count
-    except (OSError, tarfile.TarError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{file} is no whole tar file: {reason}") from error

@@ -8,12 +8,13 @@ from tabulate import tabulate
 
 from ..data.formats import write_json
 from ..errors import UserError
-from .folder import ImageTree, read_tree
+from .image_set import ImageSet
 from .imagenet5k import SIZES, ClassList, read_class_list, require_writable
 from .network import LoadedClassifier, load_classifier
 from .options import EvaluationOptions, find_device, protocol_for
 from .protocols import Protocol
 from .published import VALIDATION_IMAGES, published_errors
+from .reading import read_images
 from .testing import Outcome, run_test
 from .topk import Errors
 
@@ -30,7 +31,7 @@ def evaluate_weights(
 
     Args:
         weights: see `load_classifier`.
-        data: see `read_tree`.
+        data: see `read_images`, of whose splits the test one is taken.
         options: see `EvaluationOptions`.
         report: JSON file to write the results to.
         say: is called with lines for people.
@@ -45,7 +46,7 @@ def evaluate_weights(
     if report is not None:
         require_writable(report)
     known = None if options.classes is None else read_class_list(options.classes)
-    images = read_tree(data, known and known.classes_1k)
+    images = read_images(data, "test", known and known.classes_1k)
     device = find_device(options.device)
     loaded = load_classifier(weights, device)
     protocol = protocol_for(loaded, options)
@@ -98,7 +99,7 @@ def format_results(results: dict) -> str:
 
 
 def _ways_of_counting(
-    weights: str, outputs: int, images: ImageTree, list_file: Path | None, known: ClassList | None
+    weights: str, outputs: int, images: ImageSet, list_file: Path | None, known: ClassList | None
 ) -> dict[str, Errors]:
     """For 5K classes Section 5.2's two: "a 5K-way classification task (all labels predicted to be
     the other 4K classes are automatically erroneous) or [...] a 1K-way classification task (softmax
@@ -119,9 +120,8 @@ def _ways_of_counting(
     count = len(known.classes)
     if count != outputs:
         raise UserError(f"{list_file} lists {count} classes, {weights} has {outputs}")
-    is_papers = (known.first, count) == (SIZES[0], sum(SIZES))
-    names = ("5K-way", "1K-way") if is_papers else (f"{count}-way", f"{known.first}-way")
-    return {names[0]: Errors(), names[1]: Errors(first=known.first)}
+    all_classes, first = known.ways
+    return {all_classes: Errors(), first: Errors(first=known.first)}
 
 
 def _results(
@@ -142,7 +142,14 @@ def _results(
                 "top1": errors.top1,
                 "top5": errors.top5,
                 "published": [
-                    asdict(p) for p in published_errors(variant, loaded.published, protocol, way)
+                    asdict(p)
+                    for p in published_errors(
+                        variant,
+                        loaded.published,
+                        protocol,
+                        way,
+                        residual=loaded.network.residual,
+                    )
                 ],
             }
             for way, errors in outcome.errors.items()

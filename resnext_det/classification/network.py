@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from ..errors import UserError
+from ..modeling import Classifier
 from ..modeling.fast import accelerate
 from ..weights.catalog import PublishedWeights, by_sha256, find
 from ..weights.conventions import NOTHING_SAID
@@ -17,37 +17,6 @@ from ..weights.network import Network
 from ..weights.recipe import Preprocessing
 
 _CATALOG = "resnext://"
-
-
-class Classifier(nn.Module):
-    """RGB images of 0..255 in, logits out: normalisation and channel order are inside."""
-
-    def __init__(self, network: nn.Module, expected: Preprocessing) -> None:
-        """
-        Args:
-            network: a `ResNeXt` or `CifarResNeXt` with a classifier: its output has "linear".
-            expected: of the images.
-        """
-        super().__init__()
-        self.network = network
-        self._is_bgr = expected.channel_order == "BGR"
-        for name in ("pixel_mean", "pixel_std"):
-            values = torch.tensor(getattr(expected, name)).view(3, 1, 1)
-            self.register_buffer(name, values, persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Classify.
-
-        Args:
-            images: (N, H, W, 3) RGB, uint8, 0..255.
-
-        Returns:
-            Logits (N, num_classes).
-        """
-        if self._is_bgr:
-            images = images.flip(3)
-        x = images.permute(0, 3, 1, 2).to(self.pixel_mean)  # a view in channels_last
-        return self.network((x - self.pixel_mean) / self.pixel_std)["linear"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +73,13 @@ def load_classifier(weights: str, device: torch.device | str = "cpu") -> LoadedC
     network.load_state_dict(
         {name: t.to(wanted[name].dtype) for name, t in tensors.items()}, strict=True, assign=True
     )
-    model = Classifier(network, expected).eval().requires_grad_(False)
+    model = Classifier(
+        network,
+        channel_order=expected.channel_order,
+        pixel_mean=expected.pixel_mean,
+        pixel_std=expected.pixel_std,
+    )
+    model.eval().requires_grad_(False)
     accelerate(model)
     return LoadedClassifier(
         model=model.to(device, memory_format=torch.channels_last),

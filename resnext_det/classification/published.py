@@ -26,6 +26,8 @@ _PAPER = {
     ("X-101-64x4d", 224): (20.4, 5.3, "Table 5"),
     ("X-101-64x4d", 320): (19.1, 4.4, "Table 5"),
 }
+# Section 5.1, "Residual connections", of networks without shortcuts: top-1
+_PAPER_PLAIN = {"R-50": 31.2, "X-50-32x4d": 26.1}
 # Table 6, trained on ImageNet-5K, one crop of 224: by variant top-1 and top-5
 _PAPER_5K = {
     "5K-way": {
@@ -59,7 +61,12 @@ class PublishedErrors:
 
 
 def published_errors(
-    variant: str, published: PublishedWeights | None, protocol: Protocol, way: str
+    variant: str,
+    published: PublishedWeights | None,
+    protocol: Protocol,
+    way: str,
+    *,
+    residual: bool = True,
 ) -> list[PublishedErrors]:
     """What is published of these weights, and of the paper's network of their variant.
 
@@ -69,12 +76,18 @@ def published_errors(
         protocol: of the test. Only single crops have figures: the paper gives one for dense testing
             (Section 5.1: 17.7 and 3.7) and does not say of which network.
         way: "1K" for a network of ImageNet-1K's classes; "5K-way" or "1K-way".
+        residual: whether the network has shortcuts.
 
     Returns:
         The publisher's first.
     """
     if protocol.crops != "1":
         return []
+    if not residual:
+        if way != "1K" or protocol.size != 224 or variant not in _PAPER_PLAIN:
+            return []
+        told_by = f"paper, Section 5.1, its {variant} without shortcuts"
+        return [PublishedErrors(told_by, _PAPER_PLAIN[variant], None)]
     if way in _PAPER_5K:
         figures = _PAPER_5K[way].get(variant) if protocol.size == 224 else None
         return [PublishedErrors(f"paper, Table 6, its {variant}", *figures)] if figures else []

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..errors import UserError
-from .folder import ImageTree, read_rgb
+from .image_set import ImageSet
 from .protocols import Protocol
 from .topk import Errors
 
@@ -49,7 +49,7 @@ class Outcome:
 class ViewsOfImages(Dataset):
     """The views of each image, (V, H, W, 3) arrays, and its label; or why it cannot be read."""
 
-    def __init__(self, images: ImageTree, protocol: Protocol) -> None:
+    def __init__(self, images: ImageSet, protocol: Protocol) -> None:
         self._images, self._protocol = images, protocol
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class ViewsOfImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[list[np.ndarray], int] | str:
         try:
-            views = self._protocol.cut(read_rgb(self._images.path(index)))
+            views = self._protocol.cut(self._images.read(index))
         except UserError as error:
             return str(error)
         return views, int(self._images.labels[index])
@@ -65,7 +65,7 @@ class ViewsOfImages(Dataset):
 
 def run_test(
     model: Model,
-    images: ImageTree,
+    images: ImageSet,
     protocol: Protocol,
     errors: dict[str, Errors],
     *,
@@ -133,7 +133,7 @@ def mean_logits(
 
 
 def _loader(
-    images: ImageTree,
+    images: ImageSet,
     protocol: Protocol,
     batch: int,
     workers: int,

@@ -62,6 +62,16 @@ class Errors:
         self.wrong1 += int((rank >= 1).sum())
         self.wrong5 += int((rank >= 5).sum())
 
+    def __add__(self, other: "Errors") -> "Errors":
+        """Both counts together, of the same way of counting."""
+        return Errors(
+            self.first,
+            self.images + other.images,
+            self.wrong1 + other.wrong1,
+            self.wrong5 + other.wrong5,
+            max(self.num_classes, other.num_classes),
+        )
+
     @property
     def top1(self) -> float:
         """In percent."""

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -139,15 +140,28 @@ def shapes_folder() -> Path:
 
     The folder appears whole or not at all, also when several processes draw at once.
     """
-    folder = datasets_root() / _FOLDER
+    return draw_once(datasets_root() / _FOLDER, _draw_splits)
+
+
+def _draw_splits(folder: Path) -> None:
+    for name in SPLIT_SIZES:
+        draw_split(name, folder)
+
+
+def draw_once(folder: Path, draw: Callable[[Path], None]) -> Path:
+    """Return `folder`; if it is not there, make it, whole or not at all.
+
+    Args:
+        folder: several processes may ask for it at once.
+        draw: fills an empty folder, with the same bytes every time.
+    """
     if folder.is_dir():
         return folder
-    logger.info("drawing %d images into %s", sum(SPLIT_SIZES.values()), folder)
+    logger.info("drawing images into %s", folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{_FOLDER}-", dir=folder.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        for name in SPLIT_SIZES:
-            draw_split(name, unfinished)
+        draw(unfinished)
         unfinished.chmod(0o755)
         try:
             os.replace(unfinished, folder)

@@ -1,6 +1,7 @@
 """What is refused before a run begins: settings that fail later or give wrong results."""
 
 import logging
+from collections.abc import Sequence
 from math import isfinite
 
 import torch
@@ -11,12 +12,13 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS
 from detectron2.utils import comm
 from torch import nn
 
-from ..config import check_keys, head_of, suggest
+from ..config import CLASSIFIER_KEYS, check_keys, head_of, suggest
 from ..errors import UserError
 from ..evaluation.coco import check_test_sets, tasks_of
 from ..evaluation.measures import EVALUATORS
 from ..modeling import variant_from_config
 from ..modeling.blocks import FORMS
+from ..modeling.classifier import ARCHITECTURE, is_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +65,15 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
             that the processes cannot share, another number of classes than the data has, or
             annotations of a test set that cannot be evaluated.
     """
-    check_keys(cfg)
-    for key, choices in _CHOICES.items():
-        if (value := _value(cfg, key)) not in choices:
-            raise UserError(f"{key} {value!r} is not one of {', '.join(choices)}")
-    for key, registry in _REGISTRIES.items():
-        if (value := _value(cfg, key)) not in registry:
-            known = [name for name, _ in registry]
-            raise UserError(f"{key} {value!r} is not registered{suggest(value, known)}")
+    if is_classifier(cfg):
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE {ARCHITECTURE} is no detector: train it with "
+            "tools/train_classifier.py"
+        )
+    check_settings(cfg)
+    for key, default in CLASSIFIER_KEYS.items():
+        if (value := value_of(cfg, key)) != default:
+            raise UserError(f"{key} {value!r} is of classifiers, and this is a detector's config")
     _check_network(cfg)
     _check_evaluation(cfg)
     names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
@@ -83,12 +86,56 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
             raise UserError("DATASETS.TEST is empty: there is nothing to evaluate")
         check_test_sets(cfg.DATASETS.TEST, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
     else:
-        _check_training(cfg)
+        check_training(cfg)
 
 
-def _check_training(cfg: CfgNode) -> None:
+def check_settings(cfg: CfgNode) -> None:
+    """Refuse names and devices that nothing has, and images without three channels.
+
+    Raises:
+        UserError: for the first of them.
+    """
+    check_keys(cfg)
+    for key, choices in _CHOICES.items():
+        require_choice(cfg, key, choices)
+    for key, registry in _REGISTRIES.items():
+        if (value := value_of(cfg, key)) not in registry:
+            known = [name for name, _ in registry]
+            raise UserError(f"{key} {value!r} is not registered{suggest(value, known)}")
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is not a device") from error
+    if len(cfg.MODEL.PIXEL_MEAN) != len(cfg.MODEL.PIXEL_STD):
+        raise UserError(
+            f"MODEL.PIXEL_MEAN has {len(cfg.MODEL.PIXEL_MEAN)} channels, MODEL.PIXEL_STD "
+            f"{len(cfg.MODEL.PIXEL_STD)}"
+        )
+    if len(cfg.MODEL.PIXEL_MEAN) != 3:
+        raise UserError(
+            f"MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)}: {cfg.INPUT.FORMAT} images have 3 "
+            "channels"
+        )
+
+
+def require_choice(cfg: CfgNode, key: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is not one of these.
+
+    Raises:
+        UserError: naming all of them.
+    """
+    if (value := value_of(cfg, key)) not in choices:
+        raise UserError(f"{key} {value!r} is not one of {', '.join(choices)}")
+
+
+def check_training(cfg: CfgNode) -> None:
+    """Refuse a schedule that cannot be, or that the processes or the device cannot serve.
+
+    Raises:
+        UserError: for the first number that is impossible.
+    """
     for key in (*_POSITIVE, *_NOT_NEGATIVE):
-        value = _value(cfg, key)
+        value = value_of(cfg, key)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
             raise UserError(f"{key} {value!r} must be a number")
         if key in _POSITIVE and value <= 0:
@@ -145,26 +192,27 @@ def _check_evaluation(cfg: CfgNode) -> None:
 
 
 def _check_network(cfg: CfgNode) -> None:
-    try:
-        torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError as error:
-        raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is not a device") from error
-    if len(cfg.MODEL.PIXEL_MEAN) != len(cfg.MODEL.PIXEL_STD):
-        raise UserError(
-            f"MODEL.PIXEL_MEAN has {len(cfg.MODEL.PIXEL_MEAN)} channels, MODEL.PIXEL_STD "
-            f"{len(cfg.MODEL.PIXEL_STD)}"
-        )
-    if len(cfg.MODEL.PIXEL_MEAN) != 3:
-        raise UserError(
-            f"MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)}: {cfg.INPUT.FORMAT} images have 3 "
-            "channels"
-        )
     if "resnext" not in cfg.MODEL.BACKBONE.NAME:
         return
     try:
         variant_from_config(cfg)
     except ValueError as error:
         raise UserError(f"MODEL.RESNETS names no network: {error}") from error
+    check_norm(cfg)
+    if cfg.MODEL.RESNETS.RES5_DILATION not in (1, 2):
+        raise UserError(
+            f"MODEL.RESNETS.RES5_DILATION {cfg.MODEL.RESNETS.RES5_DILATION} is not 1 or 2"
+        )
+    if cfg.MODEL.BACKBONE.FREEZE_AT not in range(6):
+        raise UserError(f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT} is not in 0..5")
+
+
+def check_norm(cfg: CfgNode) -> None:
+    """Refuse a norm that Detectron2 lacks, or that the form of Fig. 3 cannot split.
+
+    Raises:
+        UserError: naming it.
+    """
     try:
         get_norm(cfg.MODEL.RESNETS.NORM, 64)
     except KeyError as error:
@@ -172,12 +220,6 @@ def _check_network(cfg: CfgNode) -> None:
             f"MODEL.RESNETS.NORM {cfg.MODEL.RESNETS.NORM!r} is no norm of Detectron2: use BN, "
             "FrozenBN, SyncBN or GN"
         ) from error
-    if cfg.MODEL.RESNETS.RES5_DILATION not in (1, 2):
-        raise UserError(
-            f"MODEL.RESNETS.RES5_DILATION {cfg.MODEL.RESNETS.RES5_DILATION} is not 1 or 2"
-        )
-    if cfg.MODEL.BACKBONE.FREEZE_AT not in range(6):
-        raise UserError(f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT} is not in 0..5")
     own = cfg.MODEL.get("RESNEXT", {})
     if own.get("FORM", "c") != "c" and not cfg.MODEL.RESNETS.NORM.endswith("BN"):
         raise UserError(
@@ -250,7 +292,8 @@ def refuse_frozen_random_layers(model: nn.Module, key: str = "MODEL.BACKBONE.FRE
         )
 
 
-def _value(cfg: CfgNode, key: str) -> object:
+def value_of(cfg: CfgNode, key: str) -> object:
+    """The value of a key such as SOLVER.BASE_LR."""
     for part in key.split("."):
         cfg = cfg[part]
     return cfg

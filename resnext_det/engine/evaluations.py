@@ -17,7 +17,13 @@ from .stopping import TrainingStopped
 logger = logging.getLogger(__name__)
 
 # The metric that decides, of the first task that a model is evaluated for.
-_DECIDING = (("segm", "AP"), ("keypoints", "AP"), ("bbox", "AP"), ("box_proposals", "AR@1000"))
+_DECIDING = (
+    ("segm", "AP"),
+    ("keypoints", "AP"),
+    ("bbox", "AP"),
+    ("box_proposals", "AR@1000"),
+    ("classification", "accuracy"),
+)
 
 
 def deciding_metric(results: Mapping) -> tuple[str, float]:

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ..atomic import replacing
+from ..modeling.classifier import is_classifier
 from ..weights.files import save_atomically
 from .progress import peak_memory_mb
 from .replay import pack_batch
@@ -235,6 +236,9 @@ def _remedies(situation: Situation, accumulate: int) -> list[str]:
             f"--auto-scale SOLVER.IMS_PER_BATCH {half} (learning rate {rate:.4g} and a longer "
             "schedule)."
         )
+    if is_classifier(cfg):
+        remedies.append(f"smaller images: CLASSIFIER.SIZE (now {cfg.CLASSIFIER.SIZE}).")
+        return remedies
     remedies.append(
         f"smaller images: INPUT.MIN_SIZE_TRAIN (now {cfg.INPUT.MIN_SIZE_TRAIN}) and "
         f"INPUT.MAX_SIZE_TRAIN ({cfg.INPUT.MAX_SIZE_TRAIN}), which costs accuracy."

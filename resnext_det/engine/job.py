@@ -15,6 +15,7 @@ from ..deploy.options import Optimization, parse_optimization
 from ..errors import UserError
 from ..evaluation import evaluation_folder
 from ..evaluation.training import metrics_if_any
+from ..modeling import saved_module
 from ..weights import StrictCheckpointer, settings_of
 from .averaging import load_average
 from .failures import explain_in_evaluation
@@ -69,7 +70,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
     if args.eval_only:
         results = _evaluate(cfg, resume=args.resume, optimization=optimization)
     else:
-        results = _train(cfg, args)
+        results = train(cfg, args)
     if results is None or not comm.is_main_process():
         return {}
     folders = {name: evaluation_folder(cfg, name) for name in cfg.DATASETS.TEST}
@@ -86,16 +87,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
 def _evaluate(cfg: CfgNode, *, resume: bool, optimization: Optimization | None) -> dict:
     """Evaluate the config's weights, or with `resume` those of the newest checkpoint."""
     model = Trainer.build_model(cfg)
-    checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, settings=settings_of(cfg))
-    checkpointer.whole_model = True
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    weights = Path(cfg.MODEL.WEIGHTS)
-    if resume and checkpointer.has_checkpoint():
-        weights = Path(checkpointer.get_checkpoint_file())
-        if cfg.SOLVER.EMA_DECAY:
-            load_average(model, weights)
-    elif not cfg.MODEL.WEIGHTS:
-        logger.warning("MODEL.WEIGHTS is empty: evaluating random weights")
+    weights = load_to_evaluate(cfg, model, resume=resume)
     # of the run that they were trained in, to judge a low AP by
     metrics = metrics_if_any(weights.parent / "metrics.json") if weights.is_file() else []
 
@@ -115,19 +107,58 @@ def _evaluate(cfg: CfgNode, *, resume: bool, optimization: Optimization | None) 
         raise
 
 
-def _train(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
-    """Train, and return the last evaluation's results; None if the run is to go on later."""
+def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, resume: bool) -> Path:
+    """Load the whole of a model: the config's weights, or the newest checkpoint's.
+
+    Args:
+        cfg: of the run.
+        model: built from it.
+        resume: whether `OUTPUT_DIR`'s newest checkpoint goes first; of a run that averages weights
+            the average.
+
+    Returns:
+        The file; "." for random weights.
+
+    Raises:
+        UserError: if it does not fit.
+    """
+    model = saved_module(model)
+    checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, settings=settings_of(cfg))
+    checkpointer.whole_model = True
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    if resume and checkpointer.has_checkpoint():
+        weights = Path(checkpointer.get_checkpoint_file())
+        if cfg.SOLVER.EMA_DECAY:
+            load_average(model, weights)
+        return weights
+    if not cfg.MODEL.WEIGHTS:
+        logger.warning("MODEL.WEIGHTS is empty: evaluating random weights")
+    return Path(cfg.MODEL.WEIGHTS)
+
+
+def train(
+    cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer] = Trainer
+) -> dict | None:
+    """Train, and return the last evaluation's results; None if the run is to go on later.
+
+    Args:
+        cfg: of `prepare` or `begin`.
+        args: of the command line, which these have changed.
+        trainer_class: what trains.
+
+    Raises:
+        UserError: see `Trainer`.
+    """
     folder = Path(cfg.OUTPUT_DIR)
-    trainer = Trainer(cfg, getattr(args, "signals", None))
+    trainer = trainer_class(cfg, getattr(args, "signals", None))
     trainer.reference = Reference.read(args.config_file)
     trainer.resume_or_load(resume=args.resume)
     comm.synchronize()  # all have read their weights
     if comm.is_main_process():
         if not args.resume:
             set_aside_run(folder)
-        datasets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         start = describe_start(
-            datasets,
+            trainer.describe_data(cfg),
             seed=trainer.seed,
             device=cfg.MODEL.DEVICE,
             changes=args.config_changes,

@@ -38,8 +38,8 @@ _GRACE_SECONDS = 15
 _TIMEOUT = timedelta(minutes=30)  # to meet, and of each exchange
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's command-line flags, ours for the run, and for data sets of one's own.
+def base_parser() -> argparse.ArgumentParser:
+    """Detectron2's command-line flags, and ours for a run of any kind.
 
     A single machine takes a free port unless one is given.
     """
@@ -56,6 +56,12 @@ def argument_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="bit-identical results on GPUs too, slower (on CPUs they are so anyway)",
     )
+    return parser
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The flags of `base_parser`, for evaluation, and for data sets of one's own."""
+    parser = base_parser()
     testing = parser.add_argument_group("evaluation, in training too")
     testing.add_argument("--limit", metavar="N", help="the first N images of each test set only")
     testing.add_argument(

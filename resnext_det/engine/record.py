@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -23,7 +23,7 @@ _PACKAGES = ("torch", "torchvision", "detectron2", "fvcore", "pycocotools", "num
 
 
 def describe_start(
-    datasets: Sequence[str],
+    datasets: Mapping[str, dict],
     *,
     seed: int,
     device: str,
@@ -33,7 +33,7 @@ def describe_start(
     """Describe this start of a run.
 
     Args:
-        datasets: names of what it trains and evaluates on.
+        datasets: what it trains and evaluates on, by name, each with what tells it from others.
         seed: the run's.
         device: the config's.
         changes: of the config since the last start.
@@ -50,7 +50,7 @@ def describe_start(
         "launchers": list(launchers),
         "versions": versions(),
         "git": git_state(Path(__file__).parent),
-        "datasets": {name: fingerprint(name) for name in dict.fromkeys(datasets)},
+        "datasets": dict(datasets),
     }
 
 

@@ -9,6 +9,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..modeling import saved_module
 from ..randomness import ITERATION, seed_everything
 from ..weights.files import read_file
 from .step import is_of_predicted_boxes
@@ -74,7 +75,7 @@ def replay(file: Path, model: nn.Module) -> dict[str, float]:
     """
     content = read_file(file).content
     try:
-        model.load_state_dict(content["model"])
+        saved_module(model).load_state_dict(content["model"])
         batch = unpack_batch(content["batch"])
         purpose = (content["iteration"], content["part"], content["rank"])
         seed_everything(content["seed"], ITERATION, *purpose)

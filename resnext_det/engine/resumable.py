@@ -7,9 +7,11 @@ import logging
 import math
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..errors import UserError
@@ -17,6 +19,24 @@ from .job import format_results, train_or_evaluate
 from .setup import read_config
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is trained, detectors or something else.
+
+    Attributes:
+        run: the job, as `train_or_evaluate`.
+        read: as `read_config`.
+        show: prints its results; given them and the config.
+    """
+
+    run: Callable[[argparse.Namespace], dict]
+    read: Callable[..., tuple[CfgNode, bool]]
+    show: Callable[[dict, CfgNode], str]
+
+
+DETECTION = Kind(train_or_evaluate, read_config, lambda results, _: format_results(results))
 
 
 def on_main(function: Callable[[], object]) -> object:
@@ -38,12 +58,15 @@ def refuse_old_run(output_dir: Path, folders: Sequence[Path]) -> None:
         )
 
 
-def train_or_skip(args: argparse.Namespace, *, needs_results: bool = True) -> dict:
+def train_or_skip(
+    args: argparse.Namespace, *, needs_results: bool = True, kind: Kind = DETECTION
+) -> dict:
     """Bring the run in the config's `OUTPUT_DIR` to its end, whatever is done of it already.
 
     Args:
         args: as of `argument_parser()`; `eval_only` and `resume` are set here.
         needs_results: whether a run without `results.json` is evaluated to be finished.
+        kind: of the job.
 
     Returns:
         On the main process the results, as `train_or_evaluate`; elsewhere an empty dict.
@@ -51,17 +74,17 @@ def train_or_skip(args: argparse.Namespace, *, needs_results: bool = True) -> di
     Raises:
         UserError: as `train_or_evaluate`.
     """
-    cfg, _ = read_config(args.config_file, args.opts)
+    cfg, _ = kind.read(args.config_file, args.opts)
     folder = Path(cfg.OUTPUT_DIR)
     trained, evaluated, begun = on_main(lambda: _progress(folder, cfg.SOLVER.MAX_ITER))
     if trained and (evaluated or not needs_results):
         logger.info("%s is finished: skipped", folder)
         results = read_results(folder) if evaluated and comm.is_main_process() else {}
         if results:
-            logger.info("its results, in percent:\n%s", format_results(results))
+            logger.info("its results, in percent:\n%s", kind.show(results, cfg))
         return results
     words = {**vars(args), "eval_only": trained, "resume": begun}
-    results = train_or_evaluate(argparse.Namespace(**words))
+    results = kind.run(argparse.Namespace(**words))
     gc.collect()  # a trainer is a cycle of references: free its networks for the next job
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -50,6 +51,23 @@ def prepare(args: argparse.Namespace) -> CfgNode:
         raise UserError("--config-file is missing, e.g. configs/faster_rcnn_X50_32x4d.yaml")
     data = read_custom_data(**custom_pairs(args))
     overrides = [*overrides_for(data), *_of_evaluation(args), *args.opts]
+    cfg = begin(args, overrides, partial(read_config, data=data))
+    if comm.is_main_process():
+        keep_with_run(Path(args.config_file).parent, data, Path(cfg.OUTPUT_DIR))
+    return cfg
+
+
+def begin(args: argparse.Namespace, overrides: list[str], read: Callable) -> CfgNode:
+    """What `prepare` does for a job of any kind.
+
+    Args:
+        args: of the command line.
+        overrides: KEY VALUE words.
+        read: as `read_config`.
+
+    Raises:
+        UserError: as `read`, or if the run cannot be what the command line says.
+    """
     table = None
 
     def scale(cfg: CfgNode) -> None:
@@ -58,11 +76,10 @@ def prepare(args: argparse.Namespace) -> CfgNode:
         table = scale_schedule(cfg, reference, overrides, comm.get_world_size())
 
     auto_scale = getattr(args, "auto_scale", False) and not args.eval_only
-    cfg, fell_back = read_config(
+    cfg, fell_back = read(
         args.config_file,
         overrides,
         eval_only=args.eval_only,
-        data=data,
         change=scale if auto_scale else None,
     )
     plain_norms = without_sync_bn(cfg)
@@ -81,10 +98,9 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     logger.debug("environment:\n%s", collect_env_info())
     logger.debug("arguments: %s", args)
     _note_changes(cfg, args)
-    if comm.is_main_process():
-        if args.eval_only and not (Path(cfg.OUTPUT_DIR) / "run.json").is_file():
-            write_config(cfg)  # else the folder's run keeps its own
-        keep_with_run(Path(args.config_file).parent, data, Path(cfg.OUTPUT_DIR))
+    is_of_run = (Path(cfg.OUTPUT_DIR) / "run.json").is_file()  # which keeps its own config
+    if comm.is_main_process() and args.eval_only and not is_of_run:
+        write_config(cfg)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
     if getattr(args, "deterministic", False):

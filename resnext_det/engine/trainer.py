@@ -28,6 +28,7 @@ from ..errors import UserError
 from ..evaluation import CocoEvaluator, build_coco_evaluator, evaluation_folder
 from ..evaluation.coco import check_test_sets, tasks_of
 from ..evaluation.training import metrics_if_any
+from ..modeling import saved_module
 from ..modeling.build import build_detector
 from ..weights import StrictCheckpointer, settings_of
 from .averaging import AverageWeights, SameStatistics, norm_statistics
@@ -43,6 +44,7 @@ from .failures import (
 )
 from .loader import build_train_loader
 from .progress import KeepHistory, Throughput, progress_bar, run_writers
+from .record import fingerprint
 from .resuming import announce_start, choose_checkpoint, forget_after
 from .schedule import Reference
 from .step import NonFiniteLossError, TrainingStep
@@ -93,7 +95,7 @@ class Trainer(DefaultTrainer):
         check_keys(cfg, self.known_keys())
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self._loader = self.build_train_loader(cfg)  # first: what is wrong with data shows early
-        check_test_sets(cfg.DATASETS.TEST, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
+        self.check_test_data(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         on_gpu = next(model.parameters()).is_cuda
@@ -112,7 +114,10 @@ class Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = StrictCheckpointer(
-            model, cfg.OUTPUT_DIR, settings=settings_of(cfg), trainer=weakref.proxy(self)
+            saved_module(model),
+            cfg.OUTPUT_DIR,
+            settings=settings_of(cfg),
+            trainer=weakref.proxy(self),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -129,6 +134,21 @@ class Trainer(DefaultTrainer):
     def known_keys(cls) -> CfgNode | None:
         """A config with all keys that are read, for a subclass that adds some; None for ours."""
         return None
+
+    @classmethod
+    def check_test_data(cls, cfg: CfgNode) -> None:
+        """Refuse test sets that could not be evaluated, before anything is trained.
+
+        Raises:
+            UserError: see `check_test_sets`.
+        """
+        check_test_sets(cfg.DATASETS.TEST, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
+
+    @classmethod
+    def describe_data(cls, cfg: CfgNode) -> dict[str, dict]:
+        """For each data set of the run what tells it from others, for run.json."""
+        names = dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        return {name: fingerprint(name) for name in names}
 
     @property
     def seed(self) -> int:

@@ -13,9 +13,18 @@ _BODY = re.compile(r"^(?:backbone\.bottom_up|backbone|roi_heads)\.((?:stem|res\d
 _BARE = re.compile(r"^(?:.*\.)?((?:stem|res\d)\..+)$")
 
 
-def is_body(name: str) -> bool:
-    """Whether a detector's tensor belongs to the ResNeXt (stem, res2..res5, a C4 head's res5)."""
-    return _BODY.match(name) is not None
+def body_names(model: Iterable[str]) -> dict[str, str]:
+    """The tensors of the ResNeXt (stem, res2..res5, a C4 head's res5) among a model's.
+
+    Args:
+        model: names of a detector's tensors, or of a bare network's.
+
+    Returns:
+        Name -> name in a bare backbone.
+    """
+    names = list(model)
+    names = [n for n in names if _BODY.match(n)] or [n for n in names if backbone_name(n)]
+    return {name: backbone_name(name) for name in names}
 
 
 def backbone_name(name: str) -> str | None:
@@ -61,7 +70,7 @@ class Arrival:
             lost: the detector's tensors that did not load.
         """
         lost = set(lost)
-        body = _body_of(model)
+        body = body_names(model)
         in_model = {short: model[name] for name, short in body.items()}
         in_file = _in_backbone(file)
         not_loaded = [short for name, short in body.items() if name in lost]
@@ -83,7 +92,7 @@ class Arrival:
     def expected(cls, model: Mapping[str, Shape], file: Mapping[str, Shape]) -> "Arrival":
         """What would load if each tensor of the file found its place."""
         in_file = _in_backbone(file)
-        lost = [n for n, short in _body_of(model).items() if in_file.get(short) != model[n]]
+        lost = [n for n, short in body_names(model).items() if in_file.get(short) != model[n]]
         return cls.of(model, file, lost)
 
     @property
@@ -147,12 +156,6 @@ class Arrival:
         if odd and all(".norm." in name for name in odd):
             return "another MODEL.RESNETS.NORM than the file's"
         return "another network: shortcuts, stem or channels differ"
-
-
-def _body_of(model: Mapping[str, Shape]) -> dict[str, str]:
-    """A model's names of its backbone's tensors -> those in a bare backbone."""
-    names = [name for name in model if is_body(name)] or [n for n in model if backbone_name(n)]
-    return {name: backbone_name(name) for name in names}
 
 
 def _in_backbone(tensors: Mapping[str, Shape]) -> dict[str, Shape]:

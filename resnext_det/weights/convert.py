@@ -158,6 +158,8 @@ def export_file(
     given = read_input(path, replace(options, source="detectron2"))
     if given.network.is_cifar:
         raise UserError(f"{path}: {library} has no CIFAR network such as {given.network.name}")
+    if not given.network.residual:
+        raise UserError(f"{path}: {library} has no network without shortcuts")
     report = _report(given, "RGB")
     report.converted = {old: rename(new, BACK) for old, new in report.converted.items()}
     say(f"found {report.variant}; {_counted(report)}")

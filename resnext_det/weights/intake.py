@@ -75,11 +75,12 @@ def read_input(path: Path, options: Options) -> Input:
     tensors = renamed.conversion.tensors
     if renamed.conversion.unexplained:
         raise UserError(f"{path}: {_unexplained(renamed)}")
-    network = network_of(tensors, str(path))
+    recipe = recipe_in(raw, str(path))
+    network = network_of(tensors, str(path), may_lack_shortcuts=recipe is not None)
     check_complete(network, tensors, str(path))
     check_values(tensors, path)
     convention = convention_of(renamed.source, network, renamed.conversion, renamed.record)
-    facts = facts_of(options, recipe_in(raw, str(path)), entry, convention, str(path))
+    facts = facts_of(options, recipe, entry, convention, str(path))
     return Input(str(path), sha256, renamed, network, facts)
 
 

@@ -18,7 +18,7 @@ from ..atomic import replacing
 from ..errors import UserError
 from ..modeling import convert_form, form_of
 from .agreement import YAML_WORDS, ConfigWords, require_agreement
-from .arrival import Arrival, Shape, is_body, is_counter
+from .arrival import Arrival, Shape, body_names, is_counter
 from .files import RawFile, read_file, readable, recipe_in, require_plain, save_atomically
 from .recipe import Recipe, Settings
 from .sources.caffe2 import complete_merged_norms
@@ -208,7 +208,8 @@ class StrictCheckpointer(DetectionCheckpointer):
     ) -> None:
         arrival = Arrival.of(model, in_file, lost)
         self._require_whole(arrival)
-        heads = [name for name in model if not is_body(name)]
+        body = body_names(model)
+        heads = [name for name in model if name not in body]
         absent = [name for name in heads if name in lost]
         if self.whole_model and absent:
             raise UserError(

@@ -23,6 +23,7 @@ class Network:
         stem_channels: channels of the stem.
         res2_channels: output channels of res2.
         num_classes: of the classifier, None without one.
+        residual: whether it has shortcuts (Section 5.1).
     """
 
     blocks: tuple[int, ...]
@@ -31,6 +32,7 @@ class Network:
     stem_channels: int = 64
     res2_channels: int = 256
     num_classes: int | None = None
+    residual: bool = True
 
     @property
     def is_cifar(self) -> bool:
@@ -63,9 +65,12 @@ class Network:
                     self.depth,
                     self.cardinality,
                     self.width,
+                    stem_out_channels=self.stem_channels,
+                    res2_out_channels=self.res2_channels,
                     num_classes=self.num_classes or 10,
                     norm=norm,
                     form=form,
+                    residual=self.residual,
                 )
             return ResNeXt(
                 self.depth,
@@ -76,12 +81,21 @@ class Network:
                 norm=norm,
                 stride_in_1x1=stride_in_1x1,
                 form=form,
+                residual=self.residual,
                 num_classes=self.num_classes,
             )
 
 
-def network_of(tensors: Mapping[str, Tensor], file: str) -> Network:
+def network_of(
+    tensors: Mapping[str, Tensor], file: str, *, may_lack_shortcuts: bool = False
+) -> Network:
     """Tell the network from tensors in Detectron2's names, form (c).
+
+    Args:
+        tensors: of a file.
+        file: its name, for messages.
+        may_lack_shortcuts: whether one without any is a network of Section 5.1's ablation; no
+            public file is, so that there they have been lost.
 
     Raises:
         UserError: if they are no ResNet or ResNeXt with bottleneck blocks of a known depth.
@@ -112,6 +126,7 @@ def network_of(tensors: Mapping[str, Tensor], file: str) -> Network:
         stem_channels=shapes["stem.conv1.weight"][0],
         res2_channels=shapes["res2.0.conv3.weight"][0],
         num_classes=classes,
+        residual=not may_lack_shortcuts or any(".shortcut." in name for name in shapes),
     )
     _check(network, cifar, file)
     return network

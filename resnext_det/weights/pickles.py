@@ -124,8 +124,12 @@ class _Bounded:
         return self._file.readline(1000)
 
 
-def read_pickle(path: Path) -> dict:
+def read_pickle(path: Path, what: str = "weight") -> dict:
     """Read a dict of (dicts of) arrays, which become tensors, numbers and strings.
+
+    Args:
+        path: of the file.
+        what: messages call it a "`what` pickle".
 
     Raises:
         UserError: if the file is damaged, holds anything else, or refers to anything else.
@@ -138,9 +142,9 @@ def read_pickle(path: Path) -> dict:
         raise
     except Exception as error:  # a damaged pickle fails in any way
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path} is not a readable weight pickle: {reason}") from error
+        raise UserError(f"{path} is not a readable {what} pickle: {reason}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dict of weights")
+        raise UserError(f"{path} holds a {type(content).__name__}, not the dict of a {what} pickle")
     return content
 
 

@@ -271,7 +271,7 @@ def _plain_features(
                 y = layer(y, (stage, block, "conv3"))
                 if layers(stage, block, "shortcut")[0] in tensors:
                     x = layer(x, (stage, block, "shortcut"), stride)
-                x = F.relu(x + y)
+                x = F.relu(x + y if network.residual else y)
             found[stage] = x
         if network.num_classes:
             found["linear"] = _classify(x.mean((2, 3)), tensors)

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 
 from ..errors import UserError
 from ..modeling import variant_from_config
+from ..modeling.classifier import is_cifar
 
 # Version of the record, and of the conversion that writes it: cached conversions carry it.
 VERSION = 1
@@ -158,9 +159,16 @@ def settings_of(cfg: CfgNode) -> Settings | None:
     if "resnext" not in cfg.MODEL.BACKBONE.NAME:
         return None
     return Settings(
-        variant=str(variant_from_config(cfg)),
+        variant=_variant(cfg),
         channel_order=cfg.INPUT.FORMAT,
         pixel_mean=tuple(map(float, cfg.MODEL.PIXEL_MEAN)),
         pixel_std=tuple(map(float, cfg.MODEL.PIXEL_STD)),
         stride_in_1x1=cfg.MODEL.RESNETS.STRIDE_IN_1X1,
     )
+
+
+def _variant(cfg: CfgNode) -> str:
+    if not is_cifar(cfg):
+        return str(variant_from_config(cfg))
+    resnets = cfg.MODEL.RESNETS  # a depth of Appendix A, which `Variant` does not know
+    return f"X-{resnets.DEPTH}-{resnets.NUM_GROUPS}x{resnets.WIDTH_PER_GROUP}d"

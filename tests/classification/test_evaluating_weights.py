@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"data": "nowhere"}, "nowhere cannot be read: No such file"),
+        ({"data": "nowhere"}, "there is no file or folder .*nowhere"),
         ({"data": "few"}, r"few has 2 classes, .*w.pth has 7 \(--classes says which are which"),
         ({"weights": "headless.pth"}, "headless.pth has no classifier"),
         ({"report": "none/out.json"}, "out.json: there is no folder .*none"),

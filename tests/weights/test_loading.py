@@ -14,7 +14,7 @@ import resnext_det
 from resnext_det import ResNeXt, Variant
 from resnext_det.errors import UserError
 from resnext_det.weights import StrictCheckpointer
-from resnext_det.weights.loading import is_body
+from resnext_det.weights.arrival import body_names
 from tests.helpers import randomise
 
 BN_NAMES = {
@@ -81,7 +81,7 @@ def test_a_zoo_pickle_reaches_a_c4_detectors_backbone_and_head(tmp_path):
     expected = zoo_pickle(Variant(50, 32, 4), file)
     model = detector("faster_rcnn_X50_32x4d")
     StrictCheckpointer(model).load(str(file))
-    loaded = {k: v for k, v in model.state_dict().items() if is_body(k)}
+    loaded = {k: model.state_dict()[k] for k in body_names(model.state_dict())}
     assert len(loaded) == sum(not k.startswith("linear") for k in expected)
     for name, tensor in loaded.items():
         short = name.removeprefix("backbone.").removeprefix("roi_heads.")

@@ -1,0 +1,117 @@
+"""The detectors' trainer with a classifier's data, and its errors as results."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..engine.trainer import Trainer
+from ..modeling import ImageBatch
+from .imagenet5k import ClassList
+from .topk import Errors
+from .training_data import build_test_loader, build_train_loader, classes_of, read_set
+
+
+class ClassifierTrainer(Trainer):
+    """Trains and evaluates classifiers; all else is `Trainer`'s."""
+
+    @classmethod
+    def check_test_data(cls, cfg: CfgNode) -> None:
+        """See `Trainer.check_test_data`."""
+        if cfg.DATASETS.TEST:
+            read_set(cfg, "test")
+
+    @classmethod
+    def describe_data(cls, cfg: CfgNode) -> dict[str, dict]:
+        """See `Trainer.describe_data`: the files' names and labels are what tells a set."""
+        splits = [("train", cfg.DATASETS.TRAIN), ("test", cfg.DATASETS.TEST)]
+        return {
+            f"{names[0]} ({split})": _fingerprint(cfg, split) for split, names in splits if names
+        }
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        """See `resnext_det.classification.training_data.build_train_loader`."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(
+        cls, cfg: CfgNode, dataset_name: str, *, shared: bool = True
+    ) -> DataLoader:
+        """See `resnext_det.classification.training_data.build_test_loader`."""
+        return build_test_loader(cfg)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, metrics: Sequence[Mapping] | None = ()
+    ) -> "ErrorsEvaluator":
+        """Build what counts top-1 and top-5 errors."""
+        return ErrorsEvaluator(classes_of(cfg))
+
+
+def _fingerprint(cfg: CfgNode, split: str) -> dict:
+    images = read_set(cfg, split)
+    digest = hashlib.sha256(images.labels.tobytes())
+    for index in range(len(images)):
+        digest.update(images.name(index).removeprefix(str(images.root)).encode() + b"\0")
+    return {
+        "images": len(images),
+        "classes": len(images.classes),
+        "sha256 of names and labels": digest.hexdigest(),
+    }
+
+
+class ErrorsEvaluator(DatasetEvaluator):
+    """Counts errors over all processes.
+
+    Its results are {"classification": {"accuracy", "top1_error", "top5_error"}} in percent, the
+    last NaN with five classes or fewer. After training on ImageNet-5K that is the 5K-way task of
+    Section 5.2, and "classification_1k" the 1K-way one.
+    """
+
+    def __init__(self, known: ClassList | None = None) -> None:
+        """
+        Args:
+            known: of ImageNet-5K.
+        """
+        self._known = known
+
+    def reset(self) -> None:
+        """See `DatasetEvaluator`."""
+        self._errors = {"classification": Errors()}
+        if self._known is not None:
+            self._errors["classification_1k"] = Errors(first=self._known.first)
+
+    def process(self, inputs: ImageBatch, outputs: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            inputs: with labels.
+            outputs: logits (N, num_classes).
+
+        Raises:
+            UserError: if a logit is NaN or infinite.
+        """
+        logits = outputs.float().cpu()
+        for errors in self._errors.values():
+            errors.add(logits, inputs.labels)
+
+    def evaluate(self) -> dict | None:
+        """The results on the main process."""
+        everyones = comm.gather(self._errors)
+        if not comm.is_main_process():
+            return None
+        results = {}
+        for task in self._errors:
+            total = sum((each[task] for each in everyones[1:]), everyones[0][task])
+            results[task] = {
+                "accuracy": 100 - total.top1,
+                "top1_error": total.top1,
+                "top5_error": math.nan if total.top5 is None else total.top5,
+            }
+        return results

@@ -1,0 +1,211 @@
+"""The job of `tools/train_classifier.py`: train a classifier and evaluate it, or evaluate alone."""
+
+import argparse
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from tabulate import tabulate
+
+from ..config import load_config
+from ..engine.checks import check_norm, check_settings, check_training, require_choice
+from ..engine.failures import explain_in_evaluation
+from ..engine.job import load_to_evaluate, train
+from ..engine.launch import base_parser
+from ..engine.results import write_results
+from ..engine.resumable import Kind
+from ..engine.resuming import is_evaluated
+from ..engine.setup import begin
+from ..errors import UserError
+from ..modeling import variant_from_config
+from ..modeling.build import choose_device
+from ..modeling.classifier import ARCHITECTURE, NETWORKS, is_cifar, is_classifier
+from ..weights import settings_of
+from .imagenet5k import SIZES
+from .published import published_errors
+from .trainer import ClassifierTrainer
+from .training_data import augmentation_of, classes_of, protocol_of
+
+logger = logging.getLogger(__name__)
+
+_CHOICES = {
+    "CLASSIFIER.NETWORK": NETWORKS,
+    "CLASSIFIER.AUGMENTATION": ("imagenet", "crop"),
+}
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The flags of detection that make sense for classifiers, and where the images are."""
+    parser = base_parser()
+    data = parser.add_argument_group("images (instead of the config's DATASETS)")
+    data.add_argument(
+        "--data",
+        metavar="DIR",
+        help="holds train/ and val/ (or test/), or CIFAR's own files, for training and evaluation",
+    )
+    for split, purpose in (("train", "to train on"), ("val", "to evaluate on")):
+        data.add_argument(
+            f"--{split}-data",
+            metavar="PATH",
+            help=f"{purpose}: <class>/<image> folders, a .tar, or shards 'train-{{000..146}}.tar'",
+        )
+    return parser
+
+
+def train_or_evaluate(args: argparse.Namespace) -> dict:
+    """Do what the command line says, and write `OUTPUT_DIR/results.json`.
+
+    Args:
+        args: parsed by `argument_parser()`; `eval_only` skips training.
+
+    Returns:
+        On the main process the results, see `ErrorsEvaluator`; elsewhere an empty dict.
+
+    Raises:
+        UserError: for a mistake in the config, the data or the weights.
+    """
+    if not args.config_file:
+        raise UserError(
+            "--config-file is missing, e.g. configs/classification/X50_32x4d_imagenet1k.yaml"
+        )
+    cfg = begin(args, [*data_overrides(args), *args.opts], read_config)
+    if args.again and comm.all_gather(is_evaluated(Path(cfg.OUTPUT_DIR)))[0]:
+        logger.info("the run is finished already")
+        return {}
+    results = _evaluate(cfg, args) if args.eval_only else train(cfg, args, ClassifierTrainer)
+    if results is None or not comm.is_main_process():
+        return {}
+    write_results(results, Path(cfg.OUTPUT_DIR) / "results.json")
+    if results:
+        logger.info("results on %s:\n%s", cfg.DATASETS.TEST[0], format_results(results, cfg))
+    else:
+        logger.warning("DATASETS.TEST is empty: nothing was evaluated")
+    return results
+
+
+def data_overrides(args: argparse.Namespace) -> list[str]:
+    """The overrides that the flags for data stand for; the folder is the command's."""
+    overrides = []
+    for split, key in (("train", "TRAIN"), ("val", "TEST")):
+        path = getattr(args, f"{split}_data") or args.data
+        if path is not None:
+            overrides += [f"DATASETS.{key}", repr((str(Path(path).absolute()),))]
+    return overrides
+
+
+def read_config(
+    config_file: str,
+    overrides: list[str],
+    *,
+    eval_only: bool = False,
+    change: Callable[[CfgNode], None] | None = None,
+) -> tuple[CfgNode, bool]:
+    """Read a classifier's config, choose the device and check it; nothing is written.
+
+    Args:
+        config_file: see `load_config`.
+        overrides: KEY VALUE words.
+        eval_only: whether nothing is trained.
+        change: is done to the config before it is checked.
+
+    Returns:
+        The config, and whether the CPU took the place of a GPU.
+
+    Raises:
+        UserError: as `load_config`, or for a config that no classifier can have.
+    """
+    cfg = load_config(config_file, overrides, needs_weights=True)
+    if change:
+        change(cfg)
+    fell_back = choose_device(cfg, asked="MODEL.DEVICE" in overrides[::2])
+    check_config(cfg, eval_only=eval_only)
+    return cfg, fell_back
+
+
+def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
+    """Refuse what could only fail later or give wrong results.
+
+    Raises:
+        UserError: for an unknown name, an impossible network or number, a detector's config, or
+            settings that a classifier has no use for.
+    """
+    if not is_classifier(cfg):
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no {ARCHITECTURE}: train "
+            "it with tools/train_net.py"
+        )
+    check_settings(cfg)
+    for key, choices in _CHOICES.items():
+        require_choice(cfg, key, choices)
+    check_norm(cfg)
+    resnets = cfg.MODEL.RESNETS
+    try:
+        if not is_cifar(cfg):
+            variant_from_config(cfg)
+        elif resnets.DEPTH < 11 or (resnets.DEPTH - 2) % 9:
+            raise ValueError(f"depth {resnets.DEPTH} is not 9 n + 2, e.g. 29 or 38")
+        elif min(resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP) < 1:
+            raise ValueError("cardinality and width are at least 1")
+    except ValueError as error:
+        raise UserError(f"MODEL.RESNETS names no network: {error}") from error
+    if cfg.CLASSIFIER.NUM_CLASSES < 2:
+        raise UserError(f"CLASSIFIER.NUM_CLASSES {cfg.CLASSIFIER.NUM_CLASSES} is less than 2")
+    protocol_of(cfg)
+    augmentation_of(cfg)
+    classes_of(cfg)
+    if cfg.TEST.AUG.ENABLED:
+        raise UserError("TEST.AUG.ENABLED is of detectors; tools/eval_classifier.py tests crops")
+    if eval_only:
+        if not cfg.DATASETS.TEST:
+            raise UserError("DATASETS.TEST is empty: there is nothing to evaluate")
+    else:
+        check_training(cfg)
+
+
+def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict:
+    """Evaluate the config's weights, or with `--resume` those of the newest checkpoint."""
+    model = ClassifierTrainer.build_model(cfg)
+    load_to_evaluate(cfg, model, resume=args.resume)
+    try:
+        return ClassifierTrainer.test(
+            cfg, model, [ClassifierTrainer.build_evaluator(cfg, cfg.DATASETS.TEST[0])]
+        )
+    except Exception as error:
+        if message := explain_in_evaluation(error, cfg):
+            raise UserError(message) from error
+        raise
+
+
+def format_results(results: Mapping, cfg: CfgNode) -> str:
+    """A table of errors in percent; of the paper's networks, with the paper's figures beside."""
+    variant, residual = settings_of(cfg).variant, cfg.MODEL.RESNEXT.RESIDUAL
+    names = _ways(cfg)
+    rows = []
+    for task, found in results.items():
+        rows.append((f"measured, {names[task]}", found["top1_error"], found["top5_error"]))
+        published = published_errors(
+            variant, None, protocol_of(cfg), names[task], residual=residual
+        )
+        for paper in published:
+            rows.append((f"published: {paper.told_by}", paper.top1, paper.top5))
+    cells = [
+        (name, *("-" if e is None or math.isnan(e) else f"{e:.2f}" for e in errors))
+        for name, *errors in rows
+    ]
+    headers = ("error", "top-1 %", "top-5 %")
+    return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
+
+
+CLASSIFICATION = Kind(train_or_evaluate, read_config, format_results)
+
+
+def _ways(cfg: CfgNode) -> dict[str, str]:
+    """How each task counts, in words."""
+    known = classes_of(cfg)
+    if known is not None:
+        return dict(zip(("classification", "classification_1k"), known.ways, strict=True))
+    count = cfg.CLASSIFIER.NUM_CLASSES
+    return {"classification": "1K" if count == SIZES[0] else f"{count} classes"}
