@@ -22,6 +22,7 @@ from .member_classes import ClassRule, Member, sample_key
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tzst")
 _MAGIC = (b"\x1f\x8b", b"\xfd7zXZ\x00", b"BZh", b"\x28\xb5\x2f\xfd")  # gzip, xz, bzip2, zstd
+_KINDS = (np.int64, np.int32, np.bytes_, np.int64, np.int64)  # code, tar, name, offset, size
 _OPEN = 64  # files at once in a process; ImageNet-22K has 21841, systems often allow 1024
 
 
@@ -116,12 +117,9 @@ def read_tars(
         changed.append(require_tar(file))
         members, numbers = _list_tar(file)
         of_images = [codes.setdefault(rule.name(file, m, numbers), len(codes)) for m in members]
-        parts.append((of_images, [number] * len(members), *zip(*members, strict=True)))
-    kinds = (np.int64, np.int32, np.bytes_, np.int64, np.int64)
-    code, tar, member, offset, size = (
-        np.concatenate([np.array(column, dtype=kind) for column in columns])
-        for kind, columns in zip(kinds, zip(*parts, strict=True), strict=True)
-    )
+        columns = (of_images, [number] * len(members), *zip(*members, strict=True))
+        parts.append([np.array(c, kind) for c, kind in zip(columns, _KINDS, strict=True)])
+    code, tar, member, offset, size = map(np.concatenate, zip(*parts, strict=True))
     found = rule.in_order(root, codes, len(files))
     labels = np.argsort([codes[name] for name in found])[code]
     images = TarImages(root, found, labels, tuple(files), tuple(changed), tar, offset, size, member)

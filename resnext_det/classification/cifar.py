@@ -115,11 +115,8 @@ def find_cifar(root: Path) -> tuple[Path, CifarFiles] | None:
         if any((folder / name).is_file() for name in (*form.train, *form.test))
     ]
     if len(found) > 1:
-        (first, one), (second, other) = found[:2]
-        raise UserError(
-            f"{root} holds {one.folder} and {other.folder}: give a folder that holds one of them"
-            + (f", such as {max(first, second)}" if first != second else "")
-        )
+        names = " and ".join(form.folder for _, form in found)
+        raise UserError(f"{root} holds {names}: give a folder that holds the files of one alone")
     return found[0] if found else None
 
 

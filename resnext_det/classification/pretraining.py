@@ -97,7 +97,7 @@ def compare_pretraining(args: argparse.Namespace) -> dict:
         return _seconds(folder)
 
     def detector(name: str, at: str, iterations: int, *words: str, before: float = 0.0) -> Curve:
-        period = max(1, iterations // 6)
+        period = -(-iterations // 6)
         schedule = {
             "SOLVER.MAX_ITER": iterations,
             "SOLVER.WARMUP_ITERS": min(100, iterations // 4),

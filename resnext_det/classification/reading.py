@@ -88,7 +88,7 @@ def expand_pattern(pattern: str) -> list[Path]:
             files += map(Path, matches)
     if absent := [file for file in files if not file.exists()]:
         if len(files) == 1:
-            raise UserError(f"{pattern} cannot be read: No such file or folder")
+            raise UserError(f"there is no file or folder {pattern}")
         raise UserError(f"{len(absent)} of {len(files)} files are absent, such as {absent[0]}")
     for file in files:
         if not file.name.lower().endswith((".tar", *COMPRESSED)) or file.is_dir():
