@@ -6,8 +6,9 @@ python tools/eval_classifier.py --weights X-101-64x4d.pth --data imagenet/val --
 python tools/eval_classifier.py --weights resnext_101_64x4d.t7 --data imagenet/val --crops dense
 python tools/eval_classifier.py --weights trained5k.pth --data imagenet/val --classes classes5k.json
 
---data holds a folder for each class, whose sorted names are the order of the classes. Channel
-order, mean and std are what the weights say; resizing is as their publisher did it.
+--data holds a folder for each class, whose sorted names are the order of the classes, or tar files
+of such, or CIFAR. Channel order, mean and std are what the weights say; resizing is as their
+publisher did it.
 """
 
 import argparse

@@ -158,6 +158,8 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
     classes_of(cfg)
     if cfg.TEST.AUG.ENABLED:
         raise UserError("TEST.AUG.ENABLED is of detectors; tools/eval_classifier.py tests crops")
+    if cfg.TEST.NUM_IMAGES < 0:
+        raise UserError(f"TEST.NUM_IMAGES {cfg.TEST.NUM_IMAGES} is negative: 0 means all images")
     if eval_only:
         if not cfg.DATASETS.TEST:
             raise UserError("DATASETS.TEST is empty: there is nothing to evaluate")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
 
@@ -24,22 +25,43 @@ from .slurm import Resources
 
 logger = logging.getLogger(__name__)
 
-_COMMAND = "tools/train_net.py"
+
+@dataclass(frozen=True)
+class Program:
+    """A command that runs a job of training.
+
+    Attributes:
+        command: what it is called on a command line.
+        parser: of its own words.
+        job: what it runs.
+    """
+
+    command: str
+    parser: Callable[[], argparse.ArgumentParser]
+    job: Callable[[argparse.Namespace], object]
+
+
+TRAIN_NET = Program("tools/train_net.py", argument_parser, train_or_evaluate)
+
 # Slurm kills a task whose job is preempted or cancelled some time after SIGTERM (GraceTime,
 # KillWait); one that ended by itself before would count as finished, and not be queued again.
 _PATIENCE_SECONDS = 300
 
 
 class SubmittedTask:
-    """One task of the job, which submitit runs on its node; what `tools/train_net.py` does.
+    """One task of the job, which submitit runs on its node; what the program's command does.
 
     Attributes:
-        words: the command line of `tools/train_net.py`.
+        words: the command line of the program.
+        program: which one.
         restarted: whether the job ran before, and so goes on from its checkpoint if it has one.
     """
 
-    def __init__(self, words: Sequence[str], *, restarted: bool = False) -> None:
+    def __init__(
+        self, words: Sequence[str], program: Program = TRAIN_NET, *, restarted: bool = False
+    ) -> None:
         self.words = list(words)
+        self.program = program
         self.restarted = restarted
         self._asked = False  # to be queued again
         self._finished = False
@@ -68,13 +90,16 @@ class SubmittedTask:
 
     def checkpoint(self) -> object:
         """Submitit asks what to run next: the same, from the job's own checkpoint."""
-        again = SubmittedTask(self.words, restarted=True)
+        again = SubmittedTask(self.words, self.program, restarted=True)
         return import_submitit().helpers.DelayedSubmission(again)
 
     def _run(self) -> int:
-        args = argument_parser().parse_args(self.words)
+        args = self.program.parser().parse_args(self.words)
         args.restarted = self.restarted
-        before, sys.argv = sys.argv, [_COMMAND, *self.words]  # what reports and records show
+        before, sys.argv = (
+            sys.argv,
+            [self.program.command, *self.words],
+        )  # what reports and records show
         try:
             return run_job(self._train, args)
         finally:
@@ -84,7 +109,7 @@ class SubmittedTask:
         cfg = load_config(args.config_file, args.opts)
         results = Path(cfg.OUTPUT_DIR) / "results.json"
         before = _stamp(results)
-        train_or_evaluate(args)
+        self.program.job(args)
         self._finished = _stamp(results) not in (None, before)  # not so if a signal stopped it
 
     def _stop_then(self, requeue: Callable, bypass: object) -> Callable:
@@ -139,14 +164,16 @@ def import_submitit() -> ModuleType:
     return submitit
 
 
-def submission_parser() -> argparse.ArgumentParser:
+def submission_parser(programs: Sequence[Program] = (TRAIN_NET,)) -> argparse.ArgumentParser:
     """The options before `--`; what follows it is the job's command line."""
     parser = argparse.ArgumentParser(
         usage="submit_slurm.py [options] -- --config-file FILE [KEY VALUE ...]",
-        description=f"Submit {_COMMAND} to Slurm: one task a GPU; it is queued again at its time "
+        description="Submit training to Slurm: one task a GPU; it is queued again at its time "
         "limit and goes on from its checkpoint.",
     )
     add = parser.add_argument
+    commands = [program.command for program in programs]
+    add("--tool", choices=commands, default=commands[0], help=f"to run (default {commands[0]})")
     add("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
     add("--gpus-per-node", type=int, default=0, metavar="N", help="each gets a task")
     add("--tasks-per-node", type=int, metavar="N", help="without GPUs: processes on CPUs")
@@ -163,11 +190,12 @@ def submission_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def submit(command_line: Sequence[str]) -> str:
+def submit(command_line: Sequence[str], programs: Sequence[Program] = (TRAIN_NET,)) -> str:
     """Submit the job, or with `--dry-run` show what would be.
 
     Args:
-        command_line: of `submission_parser()`, `--`, and of `tools/train_net.py`.
+        command_line: of `submission_parser()`, `--`, and of the program.
+        programs: that can be submitted, the default first.
 
     Returns:
         For the user: the job's number and logs, or the batch script.
@@ -176,19 +204,20 @@ def submit(command_line: Sequence[str]) -> str:
         UserError: for resources or a config that cannot be, or without submitit or Slurm.
     """
     own, words = _split(command_line)
-    args = submission_parser().parse_args(own)
+    args = submission_parser(programs).parse_args(own)
+    program = next(program for program in programs if program.command == args.tool)
     resources = _resources(args)
     if args.requeues < 0:
         raise UserError(f"--requeues {args.requeues} must not be negative")
-    check_words(words, resources)
+    check_words(words, resources, program)
     submitit = import_submitit()
-    task = f"{resources.processes} tasks of: {shlex.join(['python', _COMMAND, *words])}"
+    task = f"{resources.processes} tasks of: {shlex.join(['python', program.command, *words])}"
     if args.dry_run:
         return f"{batch_script(resources, args.folder)}\n# {task}"
     try:
         executor = submitit.SlurmExecutor(args.folder, max_num_timeout=args.requeues)
         executor.update_parameters(**resources.parameters())
-        job = executor.submit(SubmittedTask(words))
+        job = executor.submit(SubmittedTask(words, program))
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         raise UserError(f"Slurm takes no job from here: {' '.join(str(error).split())}") from error
     return (
@@ -207,14 +236,14 @@ def batch_script(resources: Resources, folder: Path) -> str:
     return _make_sbatch_string(command=command, folder=folder, **resources.parameters())
 
 
-def check_words(words: Sequence[str], resources: Resources) -> None:
+def check_words(words: Sequence[str], resources: Resources, program: Program) -> None:
     """Refuse a job's command line before it waits in a queue.
 
     Raises:
         UserError: for a config or override that is none, a batch that the tasks cannot share, or
             processes of its own.
     """
-    args = argument_parser().parse_args(words)
+    args = program.parser().parse_args(words)
     if not args.config_file:
         raise UserError(
             "--config-file is missing after --, e.g. configs/faster_rcnn_X50_32x4d.yaml"

@@ -17,7 +17,13 @@ from ..errors import UserError
 from .pictures import set_log_scale
 from .training import read_metrics
 
-_TASKS = ("bbox", "segm", "keypoints")
+# of evaluations, higher is better: name in metrics.json and name for people
+_METRICS = {
+    "bbox/AP": "bbox AP",
+    "segm/AP": "segm AP",
+    "keypoints/AP": "keypoints AP",
+    "classification/accuracy": "accuracy",
+}
 _COLOURS = colormaps["tab10"].colors
 _STYLES = ("-", "--", ":", "-.")  # the next one after as many runs as there are colours
 _DENSE = 15  # evaluations, above which points would hide the line
@@ -96,7 +102,7 @@ def plot_comparison(runs: Sequence[Run], png: Path) -> None:
         UserError: if no run has anything to show, or the picture cannot be written.
     """
     panels = [("total_loss", "total training loss"), ("lr", "learning rate")]
-    panels += [(f"{task}/AP", f"{task} AP, percent") for task in _TASKS]
+    panels += [(key, f"{name}, percent") for key, name in _METRICS.items()]
     panels += [("images_per_second", "images per second")]
     panels = [(key, title) for key, title in panels if any(run.points(key) for run in runs)]
     if not panels:
@@ -127,7 +133,7 @@ def _style(number: int) -> dict:
 def _draw_panel(axes: Axes, runs: Sequence[Run], key: str) -> None:
     for number, run in enumerate(runs):
         points = run.points(key)
-        marker = "o" if key.endswith("/AP") and len(points) <= _DENSE else ""
+        marker = "o" if key in _METRICS and len(points) <= _DENSE else ""
         if len(points) == 1:
             marker = "o"  # a line needs two
         if points:
@@ -154,17 +160,17 @@ def _add_legend(figure: Figure, names: Sequence[str], width: float) -> None:
 
 def format_comparison(runs: Sequence[Run]) -> str:
     """Print a row a run: where it is, its last loss, its best AP and when that was."""
-    tasks = [task for task in _TASKS if any(run.points(f"{task}/AP") for run in runs)]
+    metrics = [key for key in _METRICS if any(run.points(key) for run in runs)]
     headers = ["run", "iteration", "total loss"]
-    for task in tasks:
-        headers += [f"best {task} AP", "at"]
+    for key in metrics:
+        headers += [f"best {_METRICS[key]}", "at"]
     rows = []
     for run in runs:
         loss = run.last("total_loss")
         row = [run.name, max(m["iteration"] for m in run.metrics), _shown(loss, "{:.4g}")]
-        for task in tasks:
-            at, ap = run.best(f"{task}/AP") or (None, None)
-            row += [_shown(ap, "{:.2f}"), _shown(at, "{}")]
+        for key in metrics:
+            at, value = run.best(key) or (None, None)
+            row += [_shown(value, "{:.2f}"), _shown(at, "{}")]
         rows.append(row)
     align = ("left", *["right"] * (len(headers) - 1))
     return tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align)

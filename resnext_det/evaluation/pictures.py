@@ -19,6 +19,7 @@ from ..data.drawing import Shown, draw_objects, fitting_scale, save_figure
 from ..data.sheets import on_sheet, save_picture, with_title
 from ..errors import UserError
 from ..images import read_image
+from ..modeling.classifier import is_classifier
 from .coco import evaluation_folder
 from .training import read_metrics
 
@@ -26,7 +27,7 @@ _LOSSES = ("total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls"
 
 
 def plot_curves(metrics: Sequence[Mapping], png: Path) -> None:
-    """Plot losses, learning rate and AP against the iteration.
+    """Plot losses, learning rate and AP, or accuracy, against the iteration.
 
     Args:
         metrics: rows of `read_metrics`.
@@ -43,6 +44,7 @@ def plot_curves(metrics: Sequence[Mapping], png: Path) -> None:
     for task in ("bbox", "segm", "keypoints"):
         _plot(ap, metrics, f"{task}/AP", marker="o")
         _plot(ap, metrics, f"{task}/AP50", marker="o")
+    _plot(ap, metrics, "classification/accuracy", marker="o")
     ap.set(title="evaluation, percent", ylim=(0, 100), xlim=rate.get_xlim())
     for axes in (losses, rate, ap):
         axes.set_xlabel("iteration")
@@ -131,7 +133,7 @@ def _draw_boxes(
 
 
 def draw_run(run: Path, *, images: int = 8, threshold: float = 0.5) -> list[Path]:
-    """Draw `curves.png` and `predictions.png` of a run into its folder.
+    """Draw `curves.png` and, of a detector, `predictions.png` of a run into its folder.
 
     Args:
         run: an `OUTPUT_DIR` with config.yaml, metrics.json and inference/.
@@ -151,6 +153,8 @@ def draw_run(run: Path, *, images: int = 8, threshold: float = 0.5) -> list[Path
     cfg = load_config(str(run / "config.yaml"))
     curves, sheet = run / "curves.png", run / "predictions.png"
     plot_curves(read_metrics(run / "metrics.json"), curves)
+    if is_classifier(cfg):
+        return [curves]
     cfg.OUTPUT_DIR = str(run)  # it may have been moved
     file = evaluation_folder(cfg, cfg.DATASETS.TEST[0]) / "coco_instances_results.json"
     try:

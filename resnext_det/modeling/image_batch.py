@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 @dataclass
-class ImageBatch(Sequence):
+class ImageBatch:
     """Images of one size with their classes; as a sequence, a dict for each image.
 
     One tensor for all images: handing each over by itself costs a data worker more than reading a
-    small one.
+    small one. No `Sequence` by name: torch's loader would take it apart to pin its memory.
 
     Attributes:
         images: (N, H, W, 3) RGB, uint8, 0..255.
@@ -41,6 +41,11 @@ class ImageBatch(Sequence):
 
     def __iter__(self) -> Iterator[dict]:
         return (self[index] for index in range(len(self)))
+
+    def pin_memory(self) -> "ImageBatch":
+        """The same in memory from which copies to a GPU are faster; for torch's loader."""
+        colour = None if self.colour is None else self.colour.pin_memory()
+        return ImageBatch(self.images.pin_memory(), self.labels.pin_memory(), self.names, colour)
 
     @classmethod
     def of(cls, items: Sequence[Mapping]) -> "ImageBatch":

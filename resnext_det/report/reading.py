@@ -13,6 +13,7 @@ from ..data.custom import data_of_run
 from ..errors import UserError
 from ..evaluation import evaluation_folder
 from ..evaluation.training import read_metrics
+from ..modeling.classifier import is_classifier
 from .contract import check_detections, check_evaluation, check_starts
 
 
@@ -57,6 +58,11 @@ def read_run(folder: Path) -> RunFiles:
     for name, data in data_of_run(folder).items():
         data.register(name)
     cfg = load_config(str(folder / "config.yaml"))
+    if is_classifier(cfg):
+        raise UserError(
+            f"{folder} is a classifier's run, and a report is of detectors: its curves are drawn "
+            "by tools/plot_run.py"
+        )
     cfg.OUTPUT_DIR = str(folder)  # it may have been moved
     if not cfg.DATASETS.TEST:
         raise UserError(f"{folder} has no test set (DATASETS.TEST): there is nothing to report")

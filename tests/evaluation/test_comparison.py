@@ -76,6 +76,17 @@ def test_masks_and_keypoints_are_compared_where_a_run_has_them(tmp_path):
     assert table.splitlines()[-1].split() == ["b", "60", "0.03333", "1.00", "60", *4 * ["n/a"]]
 
 
+def test_classifiers_are_compared_by_their_accuracy(tmp_path):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b")]
+    with (runs[0] / "metrics.json").open("a") as file:
+        file.write('{"iteration": 40, "classification/accuracy": 81.5}\n')
+        file.write('{"iteration": 60, "classification/accuracy": 80.25}\n')
+    header, _, first, second = compare_runs(runs, tmp_path / "c.png").splitlines()
+    assert header.split()[-3:] == ["best", "accuracy", "at"]
+    assert first.split()[-2:] == ["81.50", "40"]
+    assert second.split()[-2:] == ["n/a", "n/a"]
+
+
 def test_the_same_run_counts_once(tmp_path, monkeypatch):
     run = write_run(tmp_path / "a")
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ from resnext_det.data import shapes
 from resnext_det.errors import UserError
 from resnext_det.evaluation.pictures import draw_run, draw_sheet
 from resnext_det.evaluation.training import read_metrics
+from resnext_det.report.reading import read_run
 
 
 @pytest.fixture
@@ -70,3 +71,15 @@ def test_a_run_without_evaluation_is_said_to_be_one(run):
     (run / "inference/coco_instances_results.json").unlink()
     with pytest.raises(UserError, match="the run was not evaluated"):
         draw_run(run)
+
+
+def test_a_classifiers_run_gets_its_curves_and_no_report(tmp_path):
+    config = "MODEL:\n  META_ARCHITECTURE: ImageClassifier\n  WEIGHTS: ''\nVERSION: 2\n"
+    (tmp_path / "config.yaml").write_text(config)
+    rows = [{"iteration": 19, "total_loss": 1.0, "lr": 0.1}]
+    rows.append({"iteration": 20, "classification/accuracy": 50.0})
+    (tmp_path / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert draw_run(tmp_path) == [tmp_path / "curves.png"]
+    assert np.asarray(Image.open(tmp_path / "curves.png")).std() > 10
+    with pytest.raises(UserError, match="is a classifier's run, and a report is of detectors"):
+        read_run(tmp_path)

@@ -12,9 +12,16 @@ import time
 import pytest
 import torch
 
+from resnext_det.classification import training
 from resnext_det.data import shapes
 from resnext_det.engine.slurm import Resources, first_host
-from resnext_det.engine.submission import SubmittedTask, batch_script, submit
+from resnext_det.engine.submission import (
+    TRAIN_NET,
+    Program,
+    SubmittedTask,
+    batch_script,
+    submit,
+)
 from resnext_det.errors import UserError
 from tests.helpers import REPO, run_tool
 from tests.tools.fake_slurm import install
@@ -255,3 +262,17 @@ def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(slurm, tmp_path):
     os.killpg(pid, signal.SIGKILL)  # as Slurm does after a while
     wait_for((slurm / "ended").is_file)
     assert (slurm / "ended").read_text() == "0"
+
+
+def test_classifiers_are_submitted_by_their_own_tool():
+    tool = "tools/train_classifier.py"
+    own = ["--dry-run", "--tool", tool, "--gpus-per-node", "8", "--"]
+    program = Program(tool, training.argument_parser, training.train_or_evaluate)
+    config = "classification/X50_32x4d_imagenet1k"
+    shown = submit([*own, "--config-file", config, "--data", "imagenet"], (TRAIN_NET, program))
+    words = f"8 tasks of: python {tool} --config-file {config} --data imagenet"
+    assert words in shown
+    with pytest.raises(UserError, match="IMS_PER_BATCH 100 .* cannot be shared by 8 tasks"):
+        submit([*own, "--config-file", config, "SOLVER.IMS_PER_BATCH", "100"], (program,))
+    again = SubmittedTask(["--config-file", config], program).checkpoint()
+    assert again.function.program is program
