@@ -103,4 +103,6 @@ def find_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:150]
         raise UserError(f"--device {name} cannot be used: {reason}") from error
+    if device.type == "meta":
+        raise UserError("--device meta computes nothing: use cpu or cuda")
     return device

@@ -10,8 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from ..config import load_config
-from ..engine.checks import check_norm, check_settings, check_training, require_choice
+from ..config import get_cfg, load_config
+from ..engine.checks import check_layers, check_settings, check_training, require_choice, value_of
 from ..engine.failures import explain_in_evaluation
 from ..engine.job import load_to_evaluate, train
 from ..engine.launch import base_parser
@@ -35,6 +35,14 @@ _CHOICES = {
     "CLASSIFIER.NETWORK": NETWORKS,
     "CLASSIFIER.AUGMENTATION": ("imagenet", "crop"),
 }
+# Keys of detectors that would change a network or its data, and are not read here: only defaults
+_OF_DETECTORS = (
+    "MODEL.RESNETS.RES5_DILATION",
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
+    "DATALOADER.SAMPLER_TRAIN",
+    "INPUT.CROP.ENABLED",
+    "TEST.AUG.ENABLED",
+)
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -140,13 +148,15 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
     check_settings(cfg)
     for key, choices in _CHOICES.items():
         require_choice(cfg, key, choices)
-    check_norm(cfg)
+    check_layers(cfg)
     resnets = cfg.MODEL.RESNETS
     try:
         if not is_cifar(cfg):
             variant_from_config(cfg)
         elif resnets.DEPTH < 11 or (resnets.DEPTH - 2) % 9:
             raise ValueError(f"depth {resnets.DEPTH} is not 9 n + 2, e.g. 29 or 38")
+        elif resnets.STRIDE_IN_1X1:
+            raise ValueError("STRIDE_IN_1X1 True; the CIFAR networks have the stride in the 3x3")
         elif min(resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP) < 1:
             raise ValueError("cardinality and width are at least 1")
     except ValueError as error:
@@ -156,8 +166,10 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
     protocol_of(cfg)
     augmentation_of(cfg)
     classes_of(cfg)
-    if cfg.TEST.AUG.ENABLED:
-        raise UserError("TEST.AUG.ENABLED is of detectors; tools/eval_classifier.py tests crops")
+    defaults = get_cfg()
+    for key in _OF_DETECTORS:
+        if (value := value_of(cfg, key)) != (default := value_of(defaults, key)):
+            raise UserError(f"{key} {value} is of detectors: leave it at {default}")
     if cfg.TEST.NUM_IMAGES < 0:
         raise UserError(f"TEST.NUM_IMAGES {cfg.TEST.NUM_IMAGES} is negative: 0 means all images")
     if eval_only:

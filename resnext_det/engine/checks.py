@@ -198,17 +198,16 @@ def _check_network(cfg: CfgNode) -> None:
         variant_from_config(cfg)
     except ValueError as error:
         raise UserError(f"MODEL.RESNETS names no network: {error}") from error
-    check_norm(cfg)
+    check_layers(cfg)
     if cfg.MODEL.RESNETS.RES5_DILATION not in (1, 2):
         raise UserError(
             f"MODEL.RESNETS.RES5_DILATION {cfg.MODEL.RESNETS.RES5_DILATION} is not 1 or 2"
         )
-    if cfg.MODEL.BACKBONE.FREEZE_AT not in range(6):
-        raise UserError(f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT} is not in 0..5")
 
 
-def check_norm(cfg: CfgNode) -> None:
-    """Refuse a norm that Detectron2 lacks, or that the form of Fig. 3 cannot split.
+def check_layers(cfg: CfgNode) -> None:
+    """Refuse a norm that Detectron2 lacks, or that the form of Fig. 3 cannot split, and freezing
+    of stages that there are not.
 
     Raises:
         UserError: naming it.
@@ -220,6 +219,8 @@ def check_norm(cfg: CfgNode) -> None:
             f"MODEL.RESNETS.NORM {cfg.MODEL.RESNETS.NORM!r} is no norm of Detectron2: use BN, "
             "FrozenBN, SyncBN or GN"
         ) from error
+    if cfg.MODEL.BACKBONE.FREEZE_AT not in range(6):
+        raise UserError(f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT} is not in 0..5")
     own = cfg.MODEL.get("RESNEXT", {})
     if own.get("FORM", "c") != "c" and not cfg.MODEL.RESNETS.NORM.endswith("BN"):
         raise UserError(

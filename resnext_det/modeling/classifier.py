@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .image_batch import ImageBatch
-from .resnext import ResNeXt, block_options_from_config, make_resnext_stage, variant_from_config
+from .resnext import (
+    ResNeXt,
+    block_options_from_config,
+    checkpoint_stages,
+    make_resnext_stage,
+    variant_from_config,
+)
 
 NETWORKS = ("imagenet", "cifar")
 ARCHITECTURE = "ImageClassifier"
@@ -57,6 +63,7 @@ class CifarResNeXt(ResNet):
         norm: str = "BN",
         form: str = "c",
         residual: bool = True,
+        checkpoint: bool = False,
     ) -> None:
         """
         Args:
@@ -69,6 +76,7 @@ class CifarResNeXt(ResNet):
             norm: a name that `detectron2.layers.get_norm` knows.
             form: "a", "b" or "c" of Fig. 3.
             residual: False leaves out every shortcut.
+            checkpoint: recompute activations in the backward pass; see `CheckpointedStage`.
 
         Raises:
             ValueError: if `depth` is not 9 n + 2.
@@ -94,6 +102,8 @@ class CifarResNeXt(ResNet):
             channels = res2_out_channels * 2**index
         stem = CifarStem(out_channels=stem_out_channels, norm=norm)
         super().__init__(stem, stages, num_classes=num_classes)
+        if checkpoint:
+            checkpoint_stages(self)
 
 
 class Classifier(nn.Module):
@@ -235,6 +245,7 @@ def build_classifier_network(cfg: CfgNode) -> ResNeXt | CifarResNeXt:
         "stem_out_channels": resnets.STEM_OUT_CHANNELS,
         "res2_out_channels": resnets.RES2_OUT_CHANNELS,
         "num_classes": cfg.CLASSIFIER.NUM_CLASSES,
+        "checkpoint": cfg.MODEL.RESNEXT.CHECKPOINT,
     }
     blocks = block_options_from_config(cfg)
     if is_cifar(cfg):
@@ -247,12 +258,11 @@ def build_classifier_network(cfg: CfgNode) -> ResNeXt | CifarResNeXt:
             variant.depth,
             variant.cardinality,
             variant.width,
-            checkpoint=cfg.MODEL.RESNEXT.CHECKPOINT,
             **options,
             **{**blocks, "zero_init_residual": False},
         )
     nn.init.zeros_(network.linear.bias)
-    return network
+    return network.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
 def saved_module(model: nn.Module) -> nn.Module:

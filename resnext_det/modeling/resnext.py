@@ -215,9 +215,14 @@ class ResNeXt(ResNet):
         )
         self.variant = variant
         if checkpoint:
-            self.stages = [CheckpointedStage(*stage) for stage in self.stages]
-            for name, stage in zip(self.stage_names, self.stages, strict=True):
-                setattr(self, name, stage)
+            checkpoint_stages(self)
+
+
+def checkpoint_stages(network: ResNet) -> None:
+    """Let a network's stages recompute their activations, in place; see `CheckpointedStage`."""
+    network.stages = [CheckpointedStage(*stage) for stage in network.stages]
+    for name, stage in zip(network.stage_names, network.stages, strict=True):
+        setattr(network, name, stage)
 
 
 def variant_from_config(cfg: CfgNode) -> Variant:

@@ -53,6 +53,7 @@ def folder(tmp_path_factory):
         ({"batch": 0}, "--batch 0: at least 1"),
         ({"workers": -1}, "--workers -1: at least 0"),
         ({"device": "abacus"}, "--device abacus cannot be used"),
+        ({"device": "meta"}, "--device meta computes nothing"),
     ],
 )
 def test_a_mistake_is_one_line(folder, given, message):

@@ -56,6 +56,30 @@ def test_a_limit_keeps_every_class(tmp_path):
     assert tree.limited(None) is tree and tree.limited(1000) is tree
 
 
+def test_a_subset_leaves_other_classes_out(tmp_path):
+    root = make_tree(tmp_path / "val", ("a", "b", "c"), 2)
+    (root / "b/0.png").unlink()
+    (root / "b/1.png").unlink()  # which would be refused
+    listed = read_tree(root, ("c", "a"), subset=True)
+    make_image(9).save(root / "b/0.png")
+    chosen = read_tree(root).labelled(("c", "a"), subset=True)
+    for tree in (listed, chosen):
+        assert tree.classes == ("c", "a") and len(tree) == 4
+        for index in range(4):
+            assert tree.path(index).parent.name == tree.classes[tree.labels[index]]
+    with pytest.raises(UserError, match="has 3 folders for 2 classes; it lacks 1: d$"):
+        read_tree(root, ("a", "d"), subset=True)
+
+
+def test_images_are_read_by_index(tmp_path):
+    tree = read_tree(make_tree(tmp_path / "val", ("a", "b"), 1))
+    assert tree.name(1) == str(tmp_path / "val/b/0.png")
+    np.testing.assert_array_equal(tree.read(1), Image.open(tree.path(1)))
+    tree.path(1).unlink()
+    with pytest.raises(UserError, match=f"cannot read image {tree.name(1)}: No such file"):
+        tree.read(1)
+
+
 def test_folders_that_are_not_the_classes_are_named(tmp_path):
     root = make_tree(tmp_path / "val", ("a", "b"), 1)
     with pytest.raises(UserError, match="has 2 folders for 2 classes; it lacks 1: c and has besi"):

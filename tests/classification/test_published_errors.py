@@ -47,3 +47,30 @@ def test_the_authors_files_have_the_papers_errors():
         assert publishers[0] == pytest.approx(papers[0])
         if publishers[1] is not None:
             assert publishers[1] == pytest.approx(papers[1])
+
+
+def without_shortcuts(variant, protocol=None, way="1K"):
+    found = published_errors(variant, None, protocol or Protocol(), way, residual=False)
+    return [(p.told_by, p.top1, p.top5) for p in found]
+
+
+@pytest.mark.parametrize("variant, top1", [("R-50", 31.2), ("X-50-32x4d", 26.1)])
+def test_networks_without_shortcuts_have_the_ablations_error_alone(variant, top1):
+    told_by = f"paper, Section 5.1, its {variant} without shortcuts"
+    assert without_shortcuts(variant) == [(told_by, top1, None)]
+    assert top1 not in [p.top1 for p in published_errors(variant, None, Protocol(), "1K")]
+
+
+@pytest.mark.parametrize(
+    ("variant", "protocol", "way"),
+    [
+        ("R-101", Protocol(), "1K"),
+        ("X-50-32x4d", Protocol(size=320, resize=320), "1K"),
+        ("X-50-32x4d", Protocol(crops="10"), "1K"),
+        ("X-50-32x4d", Protocol(), "5K-way"),
+        ("X-50-32x4d", Protocol(), "1K-way"),
+        ("X-50-32x4d", Protocol(), "7 classes"),
+    ],
+)
+def test_elsewhere_networks_without_shortcuts_have_none(variant, protocol, way):
+    assert without_shortcuts(variant, protocol, way) == []

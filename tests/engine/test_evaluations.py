@@ -137,6 +137,13 @@ def test_a_damaged_log_is_named(tmp_path):
         ({"bbox": {"AP": 1.0}, "keypoints": {"AP": 2.0}}, ("keypoints/AP", 2.0)),
         ({"one": {"bbox": {"AP": 1.0}}, "two": {"bbox": {"AP": 2.0}}}, ("bbox/AP", 1.0)),
         ({"box_proposals": {"AR@1000": 5.0}}, ("box_proposals/AR@1000", 5.0)),
+        (
+            {
+                "classification": {"accuracy": 75.0, "top1_error": 25.0, "top5_error": NAN},
+                "classification_1k": {"accuracy": 90.0, "top1_error": 10.0, "top5_error": 1.0},
+            },
+            ("classification/accuracy", 75.0),  # of errors a lower one would be better
+        ),
     ],
 )
 def test_what_decides(results, expected):

@@ -8,16 +8,31 @@ TOOL = REPO / "tools/benchmark_classifier.py"
 
 
 def test_it_prints_ratios_of_two_sides_that_agree(tmp_path):
-    words = ("--images", "3", "--batch", "2", "--rounds", "1", "--json", "speed.json")
+    words = (
+        "--images",
+        "3",
+        "--batch",
+        "2",
+        "--train-batch",
+        "2",
+        "--model",
+        "resnet50",
+        "--rounds",
+        "1",
+        "--json",
+        "speed.json",
+    )
     done = run_tool(TOOL, *words, datasets=tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "speed.json").read_text())["results"]
-    assert set(results) == {"torchvision, plain loop", "ours"}
-    for name, found in results.items():
-        assert f"| {name} " in done.stdout
-        assert found["images_per_second"] > 0 and found["times_as_fast"] > 0
-        assert found["difference"] < 1e-4
-    assert results["torchvision, plain loop"]["times_as_fast"] == 1
+    sides = {"torchvision, plain loop", "ours"}
+    for part, rows in (("evaluation", sides), ("training", {*sides, "ours, bfloat16"})):
+        assert set(results[part]) == rows
+        for name, found in results[part].items():
+            assert f"| {name} " in done.stdout
+            assert found["images_per_second"] > 0 and found["times_as_fast"] > 0
+        assert results[part]["torchvision, plain loop"]["times_as_fast"] == 1
+    assert all(found["difference"] < 1e-4 for found in results["evaluation"].values())
 
 
 def test_images_that_are_not_there_are_one_line(tmp_path):
