@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from resnext_det.config import config_names
+from resnext_det.config import classifier_config_names, config_names
 from tests.helpers import REPO
 
 
@@ -86,7 +86,7 @@ def wheel(tmp_path_factory):
 
 def test_a_wheel_holds_every_config_and_no_foreign_top_level(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    for config in config_names():
+    for config in (*config_names(), *classifier_config_names()):
         assert f"resnext_det/configs/{config}.yaml" in names
     assert "resnext_det/configs/Base-RCNN-C4.yaml" in names
     assert "resnext_det/requirements/detectron2.txt" in names

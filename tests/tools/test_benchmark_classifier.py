@@ -8,20 +8,8 @@ TOOL = REPO / "tools/benchmark_classifier.py"
 
 
 def test_it_prints_ratios_of_two_sides_that_agree(tmp_path):
-    words = (
-        "--images",
-        "3",
-        "--batch",
-        "2",
-        "--train-batch",
-        "2",
-        "--model",
-        "resnet50",
-        "--rounds",
-        "1",
-        "--json",
-        "speed.json",
-    )
+    numbers = "--images 3 --batch 2 --train-batch 2 --rounds 1"
+    words = (*numbers.split(), "--model", "resnet50", "--json", "speed.json")
     done = run_tool(TOOL, *words, datasets=tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "speed.json").read_text())["results"]
