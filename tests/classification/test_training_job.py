@@ -487,7 +487,7 @@ def test_with_a_class_list_both_tasks_are_counted_as_the_paper_does(of_a_list):
     assert first["top5_error"] is None
 
 
-def test_with_a_class_list_the_other_classes_are_left_out_of_training(of_a_list, tmp_path):
+def test_with_a_class_list_the_other_classes_are_left_out_of_training(of_a_list):
     root, order, _words = of_a_list
     cfg = load_config(str(root / "output/config.yaml"))
     loader = ClassifierTrainer.build_train_loader(cfg)

@@ -17,7 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 import resnext_det
 from resnext_det.config import config_path, load_config
 from resnext_det.data import shapes
-from resnext_det.engine import Trainer, format_results, proposals, resumable, run_job
+from resnext_det.engine import Trainer, format_results, proposals, run_job
 from resnext_det.engine.two_step import overrides_for, train_two_step, two_step_parser
 
 ROWS = ["R50", "X50_32x4d", "R101", "X101_32x4d"]
@@ -213,7 +213,7 @@ def test_an_evaluation_broken_off_is_done_without_training(job, tmp_path, monkey
     assert (output / "fast_rcnn/results.json").is_file()
     assert written_at(final) == before
 
-    monkeypatch.setattr(resumable, "train_or_evaluate", stop)
+    monkeypatch.setattr(Trainer, "build_model", stop)
     capsys.readouterr()
     assert job("--resume") == 0  # nothing is left to do
     printed = capsys.readouterr().out
