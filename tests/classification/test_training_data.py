@@ -199,6 +199,8 @@ def test_images_that_cannot_be_read_give_their_places_to_others(tmp_path):
         assert len(names) == 24
         assert len(set(names)) == 23
         for item in items_of(batches):
+            # ants are red, bees green and cats blue, before a batch is recoloured
+            assert item["image"].float().mean((1, 2)).argmax() == item["label"]
             assert THREE[item["label"]] in item["file_name"]
 
 
