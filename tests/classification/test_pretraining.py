@@ -76,7 +76,7 @@ def test_seconds_are_the_medians_times_the_iterations_they_stand_for(tmp_path):
         {"iteration": 19, "time": 0.5, "total_loss": 1.0},
         {"iteration": 29, "bbox/AP": 3.0},  # an evaluation's line
         {"iteration": 39, "time": 0.25},
-        {"iteration": 39, "time": 9.0},  # the last line again, of a run that went on
+        {"iteration": 34, "time": 9.0},  # again, of a run that went on
     ]
     (tmp_path / "metrics.json").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert pretraining._seconds(tmp_path) == pytest.approx(20 * 0.5 + 20 * 0.25)
