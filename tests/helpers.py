@@ -1,5 +1,6 @@
 """Builders that several test modules share."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -33,6 +34,26 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
         else:
             tensor.copy_(0.4 * (noise - 0.5))
     return module
+
+
+def torchvision_name(name: str) -> str:
+    """Detectron2's name -> torchvision's, written out apart from the package's rules."""
+    place, *layers, tensor = name.split(".")
+    if place == "linear":
+        return f"fc.{tensor}"
+    if place == "stem":
+        return f"bn1.{tensor}" if "norm" in layers else f"conv1.{tensor}"
+    block, layer = layers[:2]
+    where = f"layer{int(place[3]) - 1}.{block}"
+    if layer == "shortcut":
+        return f"{where}.downsample.{int('norm' in layers)}.{tensor}"
+    return f"{where}.{'bn' if 'norm' in layers else 'conv'}{layer[4]}.{tensor}"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The sha256 of each file in a folder and below, by its path there."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def write_coco_subset(root: Path, images: int, *, same: bool = False) -> Path:

@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from .protocols import INTERPOLATIONS
+from .protocols import INTERPOLATIONS, LARGEST, RESAMPLING, SMALLEST
 
-_SMALLEST, _LARGEST = 32, 4096  # pixels; the networks have stride 32
 # of random boxes: area as a part of the image's, aspect ratio, and draws before the fallback
 _AREAS = (0.08, 1.0)
 _ASPECTS = (3 / 4, 4 / 3)
@@ -58,9 +57,9 @@ class ImageNetAugmentation:
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        if not _SMALLEST <= self.size <= _LARGEST:
+        if not SMALLEST <= self.size <= LARGEST:
             raise UserError(
-                f"CLASSIFIER.SIZE {self.size}: set it to {_SMALLEST} to {_LARGEST} pixels"
+                f"CLASSIFIER.SIZE {self.size}: set it to {SMALLEST} to {LARGEST} pixels"
             )
         for key in ("jitter", "lighting"):
             if not 0 <= getattr(self, key) <= 1:
@@ -89,7 +88,7 @@ class ImageNetAugmentation:
         # In one step; next to the edges Pillow also sees the pixels just outside of the box.
         crop = image.resize(
             (self.size, self.size),
-            Image.Resampling[self.interpolation.upper()],
+            RESAMPLING[self.interpolation],
             box=random_box(*image.size, rng),
         )
         if rng.random() < 0.5:

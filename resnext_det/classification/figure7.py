@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from ..atomic import replacing
+from ..data.drawing import save_figure
 from ..data.formats import write_json
 from ..engine.resumable import on_main, refuse_old_run, train_or_skip
 from ..engine.setup import set_up_logs
@@ -225,5 +225,4 @@ def draw(found: dict[str, Sequence[Point]], width: int, file: Path) -> None:
     axes.set_title(f"mean of {max(runs)} runs, bars: standard error" if max(runs) > 1 else "1 run")
     axes.grid(alpha=0.3)
     axes.legend()
-    with replacing(file) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_figure(figure, file, dpi=120)

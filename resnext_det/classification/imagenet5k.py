@@ -75,6 +75,11 @@ class ClassList:
         write_json(content, file)
 
 
+def way_of_all(classes: int) -> str:
+    """What errors among all of so many classes are called, without a list of ImageNet-5K's."""
+    return "1K" if classes == SIZES[0] else f"{classes} classes"
+
+
 def require_writable(file: Path) -> None:
     """Refuse an output that could not be written, before any work.
 

@@ -4,16 +4,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from tabulate import tabulate
-
 from ..data.formats import write_json
 from ..errors import UserError
 from .image_set import ImageSet
-from .imagenet5k import SIZES, ClassList, read_class_list, require_writable
+from .imagenet5k import ClassList, read_class_list, require_writable, way_of_all
 from .network import LoadedClassifier, load_classifier
 from .options import EvaluationOptions, find_device, protocol_for
 from .protocols import Protocol
-from .published import VALIDATION_IMAGES, published_errors
+from .published import VALIDATION_IMAGES, PublishedErrors, errors_table, published_errors
 from .reading import read_images
 from .testing import Outcome, run_test
 from .topk import Errors
@@ -79,13 +77,10 @@ def format_results(results: dict) -> str:
     rows = []
     for way, found in results["errors"].items():
         rows.append((f"measured, {way}", found["top1"], found["top5"]))
-        rows += [(f"published: {p['told_by']}", p["top1"], p["top5"]) for p in found["published"]]
-    cells = [(name, *("-" if e is None else f"{e:.2f}" for e in row)) for name, *row in rows]
-    headers = ("error", "top-1 %", "top-5 %")
-    table = tabulate(cells, headers, tablefmt="github", disable_numparse=True)
+        rows += [PublishedErrors(**published).row for published in found["published"]]
     speed = results["images"] / results["seconds"]
     lines = [
-        table,
+        errors_table(rows),
         f"{results['images']} images in {results['seconds']:.1f} s, {speed:.1f} a second",
     ]
     if results["unreadable"]:
@@ -116,7 +111,7 @@ def _ways_of_counting(
                 f"{images.root} has {count} classes, {weights} has {outputs}"
                 + (hint if count < outputs else "")
             )
-        return {"1K" if outputs == SIZES[0] else f"{outputs} classes": Errors()}
+        return {way_of_all(outputs): Errors()}
     count = len(known.classes)
     if count != outputs:
         raise UserError(f"{list_file} lists {count} classes, {weights} has {outputs}")

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from ..atomic import replacing
+from ..data.drawing import save_figure
 from ..data.formats import write_json
 from ..engine.launch import base_parser
 from ..engine.resumable import DETECTION, Kind, refuse_old_run, train_or_skip
@@ -53,7 +53,8 @@ class Curve:
 def pretraining_parser() -> argparse.ArgumentParser:
     """The command line of `tools/pretrain_shapes.py`."""
     parser = base_parser()
-    parser.set_defaults(config_file="")
+    # the classifier's own data set, not one of the command line
+    parser.set_defaults(config_file="", data=None, train_data=None, val_data=None)
     parser.add_argument(
         "--iterations", type=int, default=300, metavar="N", help="of the detectors (default 300)"
     )
@@ -107,8 +108,6 @@ def compare_pretraining(args: argparse.Namespace) -> dict:
         seconds = train(DETECTION, _DETECTOR, folders[at], words)
         return Curve(name, iterations, before + seconds, _aps(folders[at]), before)
 
-    no_data = {"data": None, "train_data": None, "val_data": None}
-    vars(args).update(no_data)
     before = train(CLASSIFICATION, _CLASSIFIER, folders["classifier"], [])
     weights = folders["classifier"] / "model_final.pth"
     start = ("MODEL.WEIGHTS", str(weights), "MODEL.RESNETS.NORM", "FrozenBN")
@@ -173,5 +172,4 @@ def draw(curves: Sequence[Curve], file: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
-    with replacing(file) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_figure(figure, file, dpi=120)

@@ -14,10 +14,9 @@ from ..weights.catalog import PublishedWeights
 # He et al., CVPR 2016, Section 3.4: shorter sides of the fully-convolutional test
 DENSE_SCALES = (224, 256, 384, 480, 640)
 CROPS = ("1", "10", "dense")
-INTERPOLATIONS = ("bilinear", "bicubic")
-
-_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_SMALLEST, _LARGEST = 32, 4096  # pixels; the networks have stride 32
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+INTERPOLATIONS = tuple(RESAMPLING)
+SMALLEST, LARGEST = 32, 4096  # pixels; the networks have stride 32
 
 # How the publishers resized for their errors at 224 pixels: shorter side and interpolation.
 # fb.resnet.torch, datasets/imagenet.lua: Scale(256), which is bicubic, of whose files openmmlab's
@@ -87,8 +86,8 @@ class Protocol:
             *(("scales", s) for s in self.scales),
         )
         for name, value in named:
-            if not _SMALLEST <= value <= _LARGEST:
-                raise UserError(f"--{name} {value} is not in {_SMALLEST}..{_LARGEST} pixels")
+            if not SMALLEST <= value <= LARGEST:
+                raise UserError(f"--{name} {value} is not in {SMALLEST}..{LARGEST} pixels")
         if self.resize < self.size:
             raise UserError(
                 f"--resize {self.resize} is less than --size {self.size}: no crop fits the image"
@@ -136,7 +135,7 @@ def resize(image: Image.Image, shorter: int, interpolation: str = "bilinear") ->
         size = (shorter, int(shorter * height / width))
     else:
         size = (int(shorter * width / height), shorter)
-    return image if size == image.size else image.resize(size, _RESAMPLING[interpolation])
+    return image if size == image.size else image.resize(size, RESAMPLING[interpolation])
 
 
 def centre_crop(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -1,6 +1,10 @@
 """Errors on ImageNet-1K's validation set that others have published, to stand beside ours."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from tabulate import tabulate
 
 from ..weights.catalog import PublishedWeights
 from .protocols import Protocol
@@ -45,6 +49,9 @@ _PAPER_5K = {
 }
 
 
+Row = tuple[str, float, float | None]
+
+
 @dataclass(frozen=True)
 class PublishedErrors:
     """Somebody's figures.
@@ -58,6 +65,11 @@ class PublishedErrors:
     told_by: str
     top1: float
     top5: float | None
+
+    @property
+    def row(self) -> Row:
+        """For `errors_table`."""
+        return f"published: {self.told_by}", self.top1, self.top5
 
 
 def published_errors(
@@ -101,6 +113,16 @@ def published_errors(
         top1, top5, where = _PAPER[variant, protocol.size]
         found.append(PublishedErrors(f"paper, {where}, its {variant}", top1, top5))
     return found
+
+
+def errors_table(rows: Sequence[Row]) -> str:
+    """A table of errors in percent; one that is None or NaN, as there is none, prints as "-"."""
+    cells = [
+        (name, *("-" if e is None or math.isnan(e) else f"{e:.2f}" for e in errors))
+        for name, *errors in rows
+    ]
+    headers = ("error", "top-1 %", "top-5 %")
+    return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
 
 
 def _error_of(accuracy: float | None) -> float | None:

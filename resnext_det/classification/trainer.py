@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from ..engine.trainer import Trainer
 from ..modeling import ImageBatch
+from .image_set import ImageSet
 from .imagenet5k import ClassList
 from .topk import Errors
 from .training_data import build_test_loader, build_train_loader, classes_of, read_set
@@ -20,19 +21,17 @@ from .training_data import build_test_loader, build_train_loader, classes_of, re
 class ClassifierTrainer(Trainer):
     """Trains and evaluates classifiers; all else is `Trainer`'s."""
 
-    @classmethod
-    def check_test_data(cls, cfg: CfgNode) -> None:
+    def check_test_data(self, cfg: CfgNode) -> None:
         """See `Trainer.check_test_data`."""
-        if cfg.DATASETS.TEST:
-            read_set(cfg, "test")
+        self._test_images = read_set(cfg, "test") if cfg.DATASETS.TEST else None
 
-    @classmethod
-    def describe_data(cls, cfg: CfgNode) -> dict[str, dict]:
+    def describe_data(self) -> dict[str, dict]:
         """See `Trainer.describe_data`: the files' names and labels are what tells a set."""
-        splits = [("train", cfg.DATASETS.TRAIN), ("test", cfg.DATASETS.TEST)]
-        return {
-            f"{names[0]} ({split})": _fingerprint(cfg, split) for split, names in splits if names
-        }
+        data = self.cfg.DATASETS
+        described = {f"{data.TRAIN[0]} (train)": _fingerprint(self._loader.dataset.images)}
+        if self._test_images is not None:
+            described[f"{data.TEST[0]} (test)"] = _fingerprint(self._test_images)
+        return described
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
@@ -54,8 +53,7 @@ class ClassifierTrainer(Trainer):
         return ErrorsEvaluator(classes_of(cfg))
 
 
-def _fingerprint(cfg: CfgNode, split: str) -> dict:
-    images = read_set(cfg, split)
+def _fingerprint(images: ImageSet) -> dict:
     digest = hashlib.sha256(images.labels.tobytes())
     for index in range(len(images)):
         digest.update(images.name(index).removeprefix(str(images.root)).encode() + b"\0")

@@ -2,15 +2,13 @@
 
 import argparse
 import logging
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from tabulate import tabulate
 
-from ..config import get_cfg, load_config
+from ..config import get_cfg
 from ..engine.checks import check_layers, check_settings, check_training, require_choice, value_of
 from ..engine.failures import explain_in_evaluation
 from ..engine.job import load_to_evaluate, train
@@ -18,14 +16,19 @@ from ..engine.launch import base_parser
 from ..engine.results import write_results
 from ..engine.resumable import Kind
 from ..engine.resuming import is_evaluated
-from ..engine.setup import begin
+from ..engine.setup import begin, load_with_device
 from ..errors import UserError
 from ..modeling import variant_from_config
-from ..modeling.build import choose_device
-from ..modeling.classifier import ARCHITECTURE, NETWORKS, is_cifar, is_classifier
+from ..modeling.classifier import (
+    ARCHITECTURE,
+    NETWORKS,
+    cifar_blocks_per_stage,
+    is_cifar,
+    is_classifier,
+)
 from ..weights import settings_of
-from .imagenet5k import SIZES
-from .published import published_errors
+from .imagenet5k import way_of_all
+from .published import errors_table, published_errors
 from .trainer import ClassifierTrainer
 from .training_data import augmentation_of, classes_of, protocol_of
 
@@ -125,10 +128,7 @@ def read_config(
     Raises:
         UserError: as `load_config`, or for a config that no classifier can have.
     """
-    cfg = load_config(config_file, overrides, needs_weights=True)
-    if change:
-        change(cfg)
-    fell_back = choose_device(cfg, asked="MODEL.DEVICE" in overrides[::2])
+    cfg, fell_back = load_with_device(config_file, overrides, change)
     check_config(cfg, eval_only=eval_only)
     return cfg, fell_back
 
@@ -153,12 +153,14 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
     try:
         if not is_cifar(cfg):
             variant_from_config(cfg)
-        elif resnets.DEPTH < 11 or (resnets.DEPTH - 2) % 9:
-            raise ValueError(f"depth {resnets.DEPTH} is not 9 n + 2, e.g. 29 or 38")
-        elif resnets.STRIDE_IN_1X1:
-            raise ValueError("STRIDE_IN_1X1 True; the CIFAR networks have the stride in the 3x3")
-        elif min(resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP) < 1:
-            raise ValueError("cardinality and width are at least 1")
+        else:
+            cifar_blocks_per_stage(resnets.DEPTH)
+            if resnets.STRIDE_IN_1X1:
+                raise ValueError(
+                    "STRIDE_IN_1X1 True; the CIFAR networks have the stride in the 3x3"
+                )
+            if min(resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP) < 1:
+                raise ValueError("cardinality and width are at least 1")
     except ValueError as error:
         raise UserError(f"MODEL.RESNETS names no network: {error}") from error
     if cfg.CLASSIFIER.NUM_CLASSES < 2:
@@ -203,14 +205,8 @@ def format_results(results: Mapping, cfg: CfgNode) -> str:
         published = published_errors(
             variant, None, protocol_of(cfg), names[task], residual=residual
         )
-        for paper in published:
-            rows.append((f"published: {paper.told_by}", paper.top1, paper.top5))
-    cells = [
-        (name, *("-" if e is None or math.isnan(e) else f"{e:.2f}" for e in errors))
-        for name, *errors in rows
-    ]
-    headers = ("error", "top-1 %", "top-5 %")
-    return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
+        rows += [paper.row for paper in published]
+    return errors_table(rows)
 
 
 CLASSIFICATION = Kind(train_or_evaluate, read_config, format_results)
@@ -221,5 +217,4 @@ def _ways(cfg: CfgNode) -> dict[str, str]:
     known = classes_of(cfg)
     if known is not None:
         return dict(zip(("classification", "classification_1k"), known.ways, strict=True))
-    count = cfg.CLASSIFIER.NUM_CLASSES
-    return {"classification": "1K" if count == SIZES[0] else f"{count} classes"}
+    return {"classification": way_of_all(cfg.CLASSIFIER.NUM_CLASSES)}

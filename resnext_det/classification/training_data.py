@@ -1,6 +1,5 @@
 """The images that a classifier is trained and, between, tested on, in batches of one size."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,9 @@ from ..modeling import ImageBatch
 from .augmentation import ImageNetAugmentation, crop_and_flip
 from .image_set import ImageSet
 from .imagenet5k import ClassList, read_class_list
-from .protocols import Protocol, centre_crop, resize
+from .protocols import Protocol
 from .reading import read_images
 from .shape_crops import shape_crops_folder
-
-logger = logging.getLogger(__name__)
 
 SHAPE_CROPS = "shape_crops"
 _HELD_BYTES = 8 * 2**30  # more than "crop" is meant for
@@ -105,10 +102,9 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     limit = cfg.DATALOADER.MAX_SKIPPED_IMAGES
     skipped = SkippedImages(Path(cfg.OUTPUT_DIR) / "skipped_images.jsonl", limit)
     if cfg.CLASSIFIER.AUGMENTATION == "crop":
-        dataset = CroppedInMemory(*hold(images, protocol_of(cfg), skipped))
+        dataset = CroppedInMemory(images, *hold(images, protocol_of(cfg), skipped))
     else:
-        mapper = _Augmented(images, augmentation_of(cfg))
-        dataset = SeededDataset(SkippingDataset(_Records(images), mapper, skipped))
+        dataset = AugmentedImages(images, augmentation_of(cfg), skipped)
 
     def order(seed: int) -> object:
         return TrainingSampler(len(images), seed=seed)._infinite_indices()
@@ -119,14 +115,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
         accumulate=cfg.SOLVER.ACCUM_STEPS,
         seed=max(cfg.SEED, 0),
     )
-    return DataLoader(
-        dataset,
-        batch_sampler=stream,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=_collate,
-        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
-        worker_init_fn=leave_stopping_to_the_trainer,
-    )
+    return _loader(cfg, dataset, batch_sampler=stream)
 
 
 def build_test_loader(cfg: CfgNode) -> DataLoader:
@@ -136,14 +125,23 @@ def build_test_loader(cfg: CfgNode) -> DataLoader:
         UserError: as `read_set`; an image that cannot be read is an error when it is met.
     """
     images = read_set(cfg, "test").limited(cfg.TEST.NUM_IMAGES or None)
-    return DataLoader(
+    return _loader(
+        cfg,
         TestImages(images, protocol_of(cfg)),
         sampler=InferenceSampler(len(images)),
         batch_size=min(TEST_BATCH, cfg.SOLVER.IMS_PER_BATCH),
+    )
+
+
+def _loader(cfg: CfgNode, dataset: Dataset, **batches: object) -> DataLoader:
+    """Build a loader of `ImageBatch`; `batches` say which images are in which."""
+    return DataLoader(
+        dataset,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_collate,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
         worker_init_fn=leave_stopping_to_the_trainer,
+        **batches,
     )
 
 
@@ -180,18 +178,31 @@ class _Records(Sequence):
         return {"index": index, "file_name": self._images.name(index)}
 
 
-class _Augmented:
-    """Reads and augments the image of a record."""
+class AugmentedImages(SeededDataset):
+    """Images that are read and augmented one by one.
 
-    def __init__(self, images: ImageSet, augmentation: ImageNetAugmentation) -> None:
-        self._images, self._augmentation = images, augmentation
+    Attributes:
+        images: all of the set.
+    """
 
-    def __call__(self, record: dict) -> Item:
+    def __init__(
+        self, images: ImageSet, augmentation: ImageNetAugmentation, skipped: SkippedImages
+    ) -> None:
+        """
+        Args:
+            images: all of the set.
+            augmentation: of each.
+            skipped: notes images that cannot be read, whose places are taken by the next ones.
+        """
+        self.images, self._augmentation = images, augmentation
+        super().__init__(SkippingDataset(_Records(images), self._augment, skipped))
+
+    def _augment(self, record: dict) -> Item:
         index = record["index"]
         # NumPy's state was seeded for this image
         rng = np.random.default_rng(np.random.randint(2**63 - 1))
-        pixels, colour = self._augmentation(self._images.read(index), rng)
-        return Item(pixels, int(self._images.labels[index]), record["file_name"], colour)
+        pixels, colour = self._augmentation(self.images.read(index), rng)
+        return Item(pixels, int(self.images.labels[index]), record["file_name"], colour)
 
 
 class TestImages(Dataset):
@@ -217,17 +228,16 @@ class TestImages(Dataset):
 
 def hold(
     images: ImageSet, protocol: Protocol, skipped: SkippedImages
-) -> tuple[ImageSet, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Read all images into memory, each as the protocol's centre crop.
 
     Args:
         images: of one size, or to be resized to it.
-        protocol: whose resizing and size are used.
+        protocol: of one centre crop.
         skipped: notes images that cannot be read, which are left out.
 
     Returns:
-        The images, which of them were read (N,) int64, and their pixels (N, size, size, 3) RGB,
-        uint8.
+        Which of them were read (N,) int64, and their pixels (N, size, size, 3) RGB, uint8.
 
     Raises:
         UserError: if they would take more than 8 GiB, or too many cannot be read.
@@ -243,21 +253,24 @@ def hold(
     read = []
     for index in range(len(images)):
         try:
-            image = resize(images.read(index), protocol.resize, protocol.interpolation)
+            (views,) = protocol.cut(images.read(index))
         except UserError as error:
             skipped.add(images.name(index), str(error))
             continue
-        pixels[len(read)] = centre_crop(np.asarray(image), size)
+        pixels[len(read)] = views[0]
         read.append(index)
     if not read:
         raise UserError(f"{images.root}: no image can be read")
-    return images, np.array(read), pixels[: len(read)]
+    return np.array(read), pixels[: len(read)]
 
 
 class CroppedInMemory(Dataset):
     """Images in memory, augmented as for CIFAR (Appendix A): zero-padded, cropped, flipped.
 
     The padding is an eighth of the size: 4 of 32 pixels. Whole batches are asked for at once.
+
+    Attributes:
+        images: all of the set.
     """
 
     def __init__(self, images: ImageSet, kept: np.ndarray, pixels: np.ndarray) -> None:
@@ -267,10 +280,10 @@ class CroppedInMemory(Dataset):
             kept: (N,) indices of those that were read; the others' places are taken by these.
             pixels: (N, size, size, 3) RGB, uint8.
         """
-        self._images, self._kept, self._pixels = images, kept, pixels
+        self.images, self._kept, self._pixels = images, kept, pixels
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def __getitems__(self, places: Sequence[SeededIndex]) -> ImageBatch:
         """The images of these (seed, index) pairs."""
@@ -278,8 +291,8 @@ class CroppedInMemory(Dataset):
         padding = self._pixels.shape[1] // 8
         pixels = crop_and_flip(self._pixels[rows], [seed for seed, _ in places], padding)
         indices = self._kept[rows]
-        labels = torch.from_numpy(self._images.labels[indices])
-        names = [self._images.name(index) for index in indices]
+        labels = torch.from_numpy(self.images.labels[indices])
+        names = [self.images.name(index) for index in indices]
         return ImageBatch(torch.from_numpy(pixels), labels, names)
 
 

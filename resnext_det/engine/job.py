@@ -158,7 +158,7 @@ def train(
         if not args.resume:
             set_aside_run(folder)
         start = describe_start(
-            trainer.describe_data(cfg),
+            trainer.describe_data(),
             seed=trainer.seed,
             device=cfg.MODEL.DEVICE,
             changes=args.config_changes,

@@ -179,14 +179,33 @@ def read_config(
     """
     for name, item in {**data_of_run(Path(config_file).parent), **data}.items():
         item.register(name)
-    cfg = load_config(config_file, overrides, needs_weights=True)
-    if change:
-        change(cfg)
-    fell_back = choose_device(cfg, asked="MODEL.DEVICE" in overrides[::2])
+    cfg, fell_back = load_with_device(config_file, overrides, change)
     check_config(cfg, eval_only=eval_only)
     for name in cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         require_files(name)
     return cfg, fell_back
+
+
+def load_with_device(
+    config_file: str, overrides: list[str], change: Callable[[CfgNode], None] | None
+) -> tuple[CfgNode, bool]:
+    """Read a config of any kind, and choose the device; nothing is checked.
+
+    Args:
+        config_file: see `load_config`.
+        overrides: KEY VALUE words.
+        change: is done to the config before the device is chosen.
+
+    Returns:
+        The config, and whether the CPU took the place of a GPU.
+
+    Raises:
+        UserError: as `load_config` and `choose_device`.
+    """
+    cfg = load_config(config_file, overrides, needs_weights=True)
+    if change:
+        change(cfg)
+    return cfg, choose_device(cfg, asked="MODEL.DEVICE" in overrides[::2])
 
 
 def without_sync_bn(cfg: CfgNode) -> list[str]:

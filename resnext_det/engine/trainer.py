@@ -135,8 +135,7 @@ class Trainer(DefaultTrainer):
         """A config with all keys that are read, for a subclass that adds some; None for ours."""
         return None
 
-    @classmethod
-    def check_test_data(cls, cfg: CfgNode) -> None:
+    def check_test_data(self, cfg: CfgNode) -> None:
         """Refuse test sets that could not be evaluated, before anything is trained.
 
         Raises:
@@ -144,10 +143,9 @@ class Trainer(DefaultTrainer):
         """
         check_test_sets(cfg.DATASETS.TEST, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
 
-    @classmethod
-    def describe_data(cls, cfg: CfgNode) -> dict[str, dict]:
+    def describe_data(self) -> dict[str, dict]:
         """For each data set of the run what tells it from others, for run.json."""
-        names = dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        names = dict.fromkeys((*self.cfg.DATASETS.TRAIN, *self.cfg.DATASETS.TEST))
         return {name: fingerprint(name) for name in names}
 
     @property

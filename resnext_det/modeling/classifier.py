@@ -27,6 +27,18 @@ NETWORKS = ("imagenet", "cifar")
 ARCHITECTURE = "ImageClassifier"
 
 
+def cifar_blocks_per_stage(depth: int) -> int:
+    """n of a CIFAR network with 9 n + 2 layers.
+
+    Raises:
+        ValueError: for another depth.
+    """
+    blocks, rest = divmod(depth - 2, 9)
+    if blocks < 1 or rest:
+        raise ValueError(f"depth {depth} is not 9 n + 2, e.g. 29 or 38")
+    return blocks
+
+
 class CifarStem(CNNBlockBase):
     """One 3x3 layer of 64 filters at stride 1, with norm and ReLU."""
 
@@ -81,9 +93,7 @@ class CifarResNeXt(ResNet):
         Raises:
             ValueError: if `depth` is not 9 n + 2.
         """
-        num_blocks, rest = divmod(depth - 2, 9)
-        if num_blocks < 1 or rest:
-            raise ValueError(f"depth {depth} is not 9 n + 2, e.g. 29 or 38")
+        num_blocks = cifar_blocks_per_stage(depth)
         stages, channels = [], stem_out_channels
         for index in range(3):
             stages.append(
@@ -167,29 +177,24 @@ class ImageClassifier(nn.Module):
     """
 
     @configurable
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        channel_order: str,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-    ) -> None:
-        """See `Classifier`."""
+    def __init__(self, classifier: Classifier) -> None:
+        """
+        Args:
+            classifier: whose logits the losses are of.
+        """
         super().__init__()
-        self.classifier = Classifier(
-            network, channel_order=channel_order, pixel_mean=pixel_mean, pixel_std=pixel_std
-        )
+        self.classifier = classifier
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         """Arguments from a config, see `resnext_det.config.CLASSIFIER_KEYS`."""
-        return {
-            "network": build_classifier_network(cfg),
-            "channel_order": cfg.INPUT.FORMAT,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+        classifier = Classifier(
+            build_classifier_network(cfg),
+            channel_order=cfg.INPUT.FORMAT,
+            pixel_mean=cfg.MODEL.PIXEL_MEAN,
+            pixel_std=cfg.MODEL.PIXEL_STD,
+        )
+        return {"classifier": classifier}
 
     @property
     def network(self) -> nn.Module:

@@ -12,7 +12,7 @@ from torchvision.models.resnet import Bottleneck
 import resnext_det
 from resnext_det.modeling import CifarResNeXt, ImageBatch
 from resnext_det.modeling.classifier import ImageClassifier, build_classifier_network, saved_module
-from tests.helpers import randomise
+from tests.helpers import randomise, torchvision_name
 
 CLASSES = 7
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 55.0, 50.0)  # of RGB
@@ -39,20 +39,6 @@ def batch(count=3, height=64, width=48, colour=None):
     return ImageBatch(images.byte(), labels, [f"{i}.png" for i in range(count)], colour)
 
 
-def torchvisions_name(name):
-    """Detectron2's name -> torchvision's, written out apart from the package's rules."""
-    place, *layers, tensor = name.split(".")
-    if place == "linear":
-        return f"fc.{tensor}"
-    if place == "stem":
-        return f"bn1.{tensor}" if "norm" in layers else f"conv1.{tensor}"
-    block, layer = layers[:2]
-    where = f"layer{int(place[3]) - 1}.{block}"
-    if layer == "shortcut":
-        return f"{where}.downsample.{int('norm' in layers)}.{tensor}"
-    return f"{where}.{'bn' if 'norm' in layers else 'conv'}{layer[4]}.{tensor}"
-
-
 def pair(order):
     """An `ImageClassifier` of random weights, and torchvision's network with the same for RGB."""
     theirs = torchvision.models.ResNet(
@@ -61,7 +47,7 @@ def pair(order):
     randomise(theirs)
     ours = ImageClassifier(config(order))
     state = ours.network.state_dict()
-    converted = {name: theirs.state_dict()[torchvisions_name(name)] for name in state}
+    converted = {name: theirs.state_dict()[torchvision_name(name)] for name in state}
     if order == "BGR":
         converted["stem.conv1.weight"] = converted["stem.conv1.weight"].flip(1)
     ours.network.load_state_dict(converted, strict=True)
@@ -107,13 +93,13 @@ def test_loss_gradients_and_statistics_are_torchvisions(order):
     gradients = {name: p.grad for name, p in theirs.named_parameters()}
     assert all(g.any() for g in gradients.values())
     for name, parameter in ours.network.named_parameters():
-        gradient = gradients.pop(torchvisions_name(name))
+        gradient = gradients.pop(torchvision_name(name))
         if order == "BGR" and name == "stem.conv1.weight":
             gradient = gradient.flip(1)
         assert_close(parameter.grad, gradient, 1e-9)
     assert not gradients
     for name, tensor in ours.network.named_buffers():
-        assert_close(tensor, theirs.get_buffer(torchvisions_name(name)), 1e-9)
+        assert_close(tensor, theirs.get_buffer(torchvision_name(name)), 1e-9)
 
 
 def test_images_one_by_one_in_detectron2s_form_give_the_same():

@@ -1,8 +1,6 @@
 """The crops of the embedded shapes."""
 
-import hashlib
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from resnext_det.classification import shape_crops
 from resnext_det.classification.folder import read_tree
 from resnext_det.classification.shape_crops import crop_box, shape_crops_folder
 from resnext_det.data import shapes
+from tests.helpers import digests
 
 
 @pytest.fixture
@@ -19,11 +18,6 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.setattr(shapes, "SPLIT_SIZES", {"shapes_train": 12, "shapes_minival": 8})
     return tmp_path
-
-
-def digests(folder: Path):
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def test_each_object_of_a_split_is_a_crop_of_its_class(small):

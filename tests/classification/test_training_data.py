@@ -144,7 +144,7 @@ def test_padding_is_an_eighth_of_the_size(data):
     cfg = config_of(data, CIFAR, "CLASSIFIER.SIZE", "40")
     loader = build_train_loader(cfg)
     (place,) = itertools.islice(loader.batch_sampler, 1)
-    held = hold(read_set(cfg, "train"), protocol_of(cfg), SkippedImages(data / "none.jsonl", 0))[2]
+    held = hold(read_set(cfg, "train"), protocol_of(cfg), SkippedImages(data / "none.jsonl", 0))[1]
     expected = crop_and_flip(held[[index for _, index in place]], [s for s, _ in place], padding=5)
     np.testing.assert_array_equal(next(iter(loader)).images, expected)
 

@@ -1,6 +1,5 @@
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -9,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 
 from resnext_det.data import shapes
+from tests.helpers import digests
 
 
 @pytest.fixture
@@ -16,11 +16,6 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.setattr(shapes, "SPLIT_SIZES", {"shapes_train": 12, "shapes_minival": 4})
     return tmp_path
-
-
-def digests(folder: Path):
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def test_two_drawings_have_the_same_bytes(small, tmp_path):

@@ -28,7 +28,7 @@ from resnext_det.weights.sources import (
     torch7,
 )
 from resnext_det.weights.sources import torchvision as torchvision_source
-from tests.helpers import randomise
+from tests.helpers import randomise, torchvision_name
 from tests.weights.public_files import (
     KINDS,
     SAME_RULES,
@@ -190,20 +190,6 @@ def test_the_output_says_what_its_publisher_documents(converted):
     assert recipe["stride_in_1x1"] is converted.public.stride_in_1x1
     assert recipe["source_sha256"] == convert.sha256_of(converted.file)
     assert all(tensor.is_floating_point() for n, tensor in tensors.items() if "num_b" not in n)
-
-
-def torchvision_name(name: str) -> str:
-    """Detectron2's name -> torchvision's, written out apart from the package's rules."""
-    place, *layers, tensor = name.split(".")
-    if place == "linear":
-        return f"fc.{tensor}"
-    if place == "stem":
-        return f"bn1.{tensor}" if "norm" in layers else f"conv1.{tensor}"
-    block, layer = layers[:2]
-    where = f"layer{int(place[3]) - 1}.{block}"
-    if layer == "shortcut":
-        return f"{where}.downsample.{int('norm' in layers)}.{tensor}"
-    return f"{where}.{'bn' if 'norm' in layers else 'conv'}{layer[4]}.{tensor}"
 
 
 def assert_identical(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
