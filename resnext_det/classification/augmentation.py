@@ -46,6 +46,7 @@ class ImageNetAugmentation:
         jitter: 0 to 1; factors of brightness, contrast and saturation are within 1 +- this.
         lighting: 0 to 1; standard deviation of the weight of each principal component.
         interpolation: "bicubic" or "bilinear".
+        flip: whether half of the images are mirrored.
 
     Raises:
         UserError: for other values.
@@ -55,6 +56,7 @@ class ImageNetAugmentation:
     jitter: float = 0.4
     lighting: float = 0.1
     interpolation: str = "bicubic"
+    flip: bool = True
 
     def __post_init__(self) -> None:
         if not SMALLEST <= self.size <= LARGEST:
@@ -91,7 +93,7 @@ class ImageNetAugmentation:
             RESAMPLING[self.interpolation],
             box=random_box(*image.size, rng),
         )
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 and self.flip:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = np.asarray(crop)
         return pixels, self._draw_colour(pixels, rng).astype(np.float32)
@@ -163,13 +165,22 @@ def lighting_shift(weights: np.ndarray) -> np.ndarray:
     return 255 * _EIGENVECTORS @ (_EIGENVALUES * weights)
 
 
-def crop_and_flip(pixels: np.ndarray, seeds: Sequence[int], padding: int = 4) -> np.ndarray:
-    """Cut each image at random out of its zero-padded self, and flip half of them (Appendix A).
+def crop_and_flip(
+    pixels: np.ndarray,
+    seeds: Sequence[int],
+    padding: int = 4,
+    fill: Sequence[int] = (0, 0, 0),
+    *,
+    flip: bool = True,
+) -> np.ndarray:
+    """Cut each image at random out of its padded self, and flip half of them (Appendix A).
 
     Args:
         pixels: (N, H, W, 3) uint8, in any colour order.
         seeds: of each image, random numbers of 63 bits; nothing else decides what becomes of it.
         padding: pixels on each side, 0 or more.
+        fill: colour of the padding, 0..255, in the images' order.
+        flip: False leaves out the mirroring.
 
     Returns:
         (N, H, W, 3) uint8, a copy.
@@ -179,11 +190,13 @@ def crop_and_flip(pixels: np.ndarray, seeds: Sequence[int], padding: int = 4) ->
     bits = np.array(seeds, dtype=np.int64)
     flipped, bits = (bits & 1).astype(bool), bits >> 1
     top, left = bits % offsets, bits // offsets % offsets
-    sides = (padding, padding)
-    padded = np.pad(pixels, ((0, 0), sides, sides, (0, 0)))
+    padded = np.empty((count, height + 2 * padding, width + 2 * padding, channels), np.uint8)
+    padded[...] = fill
+    padded[:, padding : padding + height, padding : padding + width] = pixels
     # whole rows of a crop are copied at once where pixels and channels are one axis
     rows = padded.reshape(count, height + 2 * padding, -1)
     windows = np.lib.stride_tricks.sliding_window_view(rows, (height, width * channels), (1, 2))
     crops = windows[np.arange(count), top, channels * left].reshape(pixels.shape)
-    crops[flipped] = crops[flipped, :, ::-1]
+    if flip:
+        crops[flipped] = crops[flipped, :, ::-1]
     return crops

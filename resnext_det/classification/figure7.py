@@ -82,20 +82,26 @@ def figure7_parser() -> argparse.ArgumentParser:
     parser.set_defaults(config_file=_CONFIG)
     group = parser.add_argument_group("the figure's networks")
     group.add_argument(
-        "--cardinalities", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="C"
+        "--cardinalities", type=_numbers, default=(1, 2, 4, 8, 16), metavar="C,C,..."
     )
     group.add_argument("--width", type=int, default=64, metavar="D", help="of each path")
     group.add_argument(
         "--widths",
-        type=int,
-        nargs="+",
-        default=[64, 96, 144, 224, 320],
-        metavar="D",
+        type=_numbers,
+        default=(64, 96, 144, 224, 320),
+        metavar="D,D,...",
         help="of the networks of one path; the default ones have about as many parameters as the "
         "networks of the default's cardinalities",
     )
     group.add_argument("--runs", type=int, default=10, metavar="N", help="seeds 1..N (default 10)")
     return parser
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not whole numbers like 8 or 1,2,4") from None
 
 
 def make_figure7(args: argparse.Namespace) -> dict:

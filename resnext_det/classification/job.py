@@ -13,6 +13,7 @@ from .options import EvaluationOptions, find_device, protocol_for
 from .protocols import Protocol
 from .published import VALIDATION_IMAGES, PublishedErrors, errors_table, published_errors
 from .reading import read_images
+from .record import is_text_order_of_numbers, require_same_classes
 from .testing import Outcome, run_test
 from .topk import Errors
 
@@ -49,6 +50,15 @@ def evaluate_weights(
     loaded = load_classifier(weights, device)
     protocol = protocol_for(loaded, options)
     errors = _ways_of_counting(weights, loaded.network.num_classes, images, options.classes, known)
+    if loaded.record is not None:
+        listed = images.classes if known is None else known.classes
+        require_same_classes(loaded.record.classes, listed, str(options.classes or images.root))
+    elif is_text_order_of_numbers(images.classes):
+        say(
+            f"{images.root}: folders named by numbers are taken in the order of text, "
+            f"{', '.join(images.classes[:3])}, as ImageFolder does; give them leading zeros if the "
+            "weights count otherwise"
+        )
     images = images.limited(options.limit)
     say(
         f"{weights}: {loaded.network.name}, {loaded.network.num_classes} classes, "

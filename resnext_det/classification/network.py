@@ -15,6 +15,7 @@ from ..weights.files import read_file, recipe_in
 from ..weights.intake import Input, read_input
 from ..weights.network import Network
 from ..weights.recipe import Preprocessing
+from .record import ClassifierRecord, record_in
 
 _CATALOG = "resnext://"
 
@@ -30,6 +31,7 @@ class LoadedClassifier:
         source: the layout that the weights came in, e.g. "torchvision"; "resnext_det" for a
             network trained here.
         published: the weights' entry of the catalog, None for others.
+        record: of the run that they were trained in, None for weights from elsewhere.
     """
 
     model: Classifier
@@ -37,6 +39,7 @@ class LoadedClassifier:
     expected: Preprocessing
     source: str
     published: PublishedWeights | None
+    record: ClassifierRecord | None
 
 
 def load_classifier(weights: str, device: torch.device | str = "cpu") -> LoadedClassifier:
@@ -65,7 +68,17 @@ def load_classifier(weights: str, device: torch.device | str = "cpu") -> LoadedC
             f"{weights} has no classifier (no layer named linear or fc), so there is nothing to "
             "test: name weights that were not stripped of it"
         )
-    source, sha256 = _origin(given, path)
+    record = record_in(path)
+    if record is None:
+        source, sha256 = _origin(given, path)
+        published = entry or by_sha256(sha256)
+    else:  # whatever training started from
+        source, published = "resnext_det", None
+        if len(record.classes) != given.network.num_classes:
+            raise UserError(
+                f"{weights} has {given.network.num_classes} outputs, and names "
+                f"{len(record.classes)} classes: it is damaged"
+            )
     expected = given.facts.preprocessing
     network = given.network.build(stride_in_1x1=given.facts.stride_in_1x1)
     tensors = given.renamed.conversion.tensors
@@ -86,7 +99,8 @@ def load_classifier(weights: str, device: torch.device | str = "cpu") -> LoadedC
         network=given.network,
         expected=expected,
         source=source,
-        published=entry or by_sha256(sha256),
+        published=published,
+        record=record,
     )
 
 

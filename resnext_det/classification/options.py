@@ -20,7 +20,8 @@ class EvaluationOptions:
     """What the command line says; None leaves it to the weights or the machine.
 
     Attributes:
-        size: side of the crops in pixels; by default 224, or 32 for CIFAR networks.
+        size: side of the crops in pixels; by default that of the run that trained the weights,
+            of others 224, or 32 for CIFAR networks.
         crops: "1", "10" or "dense".
         scales: shorter sides in pixels, for "dense" alone.
         resize: shorter side in pixels before a crop.
@@ -80,8 +81,14 @@ def protocol_for(loaded: LoadedClassifier, options: EvaluationOptions) -> Protoc
             f"--crops {options.crops}: {loaded.network.name} is a CIFAR network, tested on whole "
             "images, --crops 1"
         )
-    size = loaded.network.input_size if options.size is None else options.size
-    shorter, interpolation = resizing_for(size, loaded.published, loaded.source)
+    record = loaded.record
+    usual = loaded.network.input_size if record is None else record.size
+    size = usual if options.size is None else options.size
+    if record is None:
+        shorter, interpolation = resizing_for(size, loaded.published, loaded.source)
+    else:
+        shorter = record.resize if size == record.size else size
+        interpolation = record.interpolation
     return Protocol(
         size=size,
         resize=shorter if options.resize is None else options.resize,

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 
 from detectron2.config import CfgNode
@@ -10,20 +11,39 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..engine.stopping import StopSignals
 from ..engine.trainer import Trainer
+from ..errors import UserError
 from ..modeling import ImageBatch
 from .image_set import ImageSet
 from .imagenet5k import ClassList
+from .record import RECORD, ClassifierRecord, require_same_classes
 from .topk import Errors
-from .training_data import build_test_loader, build_train_loader, classes_of, read_set
+from .training_data import build_test_loader, build_train_loader, classes_of, protocol_of, read_set
 
 
 class ClassifierTrainer(Trainer):
     """Trains and evaluates classifiers; all else is `Trainer`'s."""
 
+    def __init__(self, cfg: CfgNode, signals: StopSignals | None = None) -> None:
+        """See `Trainer`."""
+        super().__init__(cfg, signals)
+        record = ClassifierRecord.of(protocol_of(cfg), self._loader.dataset.images.classes)
+        self.checkpointer.notes[RECORD] = record.as_dict()
+
     def check_test_data(self, cfg: CfgNode) -> None:
-        """See `Trainer.check_test_data`."""
+        """Refuse test images that were trained on, or whose labels mean other classes."""
         self._test_images = read_set(cfg, "test") if cfg.DATASETS.TEST else None
+        if self._test_images is None:
+            return
+        trained, tested = self._loader.dataset.images, self._test_images
+        if _are_same(trained, tested):
+            raise UserError(
+                f"{tested.root}: training and test images are the same; name others to test on "
+                "(--val-data), or none: DATASETS.TEST '()'"
+            )
+        if classes_of(cfg) is None:  # else both were read by that list
+            require_same_classes(trained.classes, tested.classes, str(tested.root))
 
     def describe_data(self) -> dict[str, dict]:
         """See `Trainer.describe_data`: the files' names and labels are what tells a set."""
@@ -53,10 +73,16 @@ class ClassifierTrainer(Trainer):
         return ErrorsEvaluator(classes_of(cfg))
 
 
+def _are_same(some: ImageSet, others: ImageSet) -> bool:
+    return len(some) == len(others) and all(
+        some.name(index) == others.name(index) for index in range(len(some))
+    )
+
+
 def _fingerprint(images: ImageSet) -> dict:
     digest = hashlib.sha256(images.labels.tobytes())
     for index in range(len(images)):
-        digest.update(images.name(index).removeprefix(str(images.root)).encode() + b"\0")
+        digest.update(os.fsencode(images.name(index).removeprefix(str(images.root))) + b"\0")
     return {
         "images": len(images),
         "classes": len(images.classes),

@@ -2,14 +2,21 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..config import get_cfg
-from ..engine.checks import check_layers, check_settings, check_training, require_choice, value_of
+from ..engine.checks import (
+    check_layers,
+    check_numbers,
+    check_settings,
+    check_training,
+    require_choice,
+    value_of,
+)
 from ..engine.failures import explain_in_evaluation
 from ..engine.job import load_to_evaluate, train
 from ..engine.launch import base_parser
@@ -29,14 +36,16 @@ from ..modeling.classifier import (
 from ..weights import settings_of
 from .imagenet5k import way_of_all
 from .published import errors_table, published_errors
+from .record import record_in, require_same_classes
 from .trainer import ClassifierTrainer
-from .training_data import augmentation_of, classes_of, protocol_of
+from .training_data import augmentation_of, classes_of, protocol_of, read_set
 
 logger = logging.getLogger(__name__)
 
 _CHOICES = {
     "CLASSIFIER.NETWORK": NETWORKS,
     "CLASSIFIER.AUGMENTATION": ("imagenet", "crop"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "none"),
 }
 # Keys of detectors that would change a network or its data, and are not read here: only defaults
 _OF_DETECTORS = (
@@ -46,6 +55,7 @@ _OF_DETECTORS = (
     "INPUT.CROP.ENABLED",
     "TEST.AUG.ENABLED",
 )
+_OF_IMAGENET = ("CLASSIFIER.RESIZE", "CLASSIFIER.JITTER", "CLASSIFIER.LIGHTING")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -168,23 +178,42 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
     protocol_of(cfg)
     augmentation_of(cfg)
     classes_of(cfg)
-    defaults = get_cfg()
-    for key in _OF_DETECTORS:
-        if (value := value_of(cfg, key)) != (default := value_of(defaults, key)):
-            raise UserError(f"{key} {value} is of detectors: leave it at {default}")
+    _require_defaults(cfg, _OF_DETECTORS, "is of detectors")
+    if cfg.CLASSIFIER.AUGMENTATION == "crop":
+        _require_defaults(cfg, _OF_IMAGENET, "has no effect with CLASSIFIER.AUGMENTATION crop")
+    if "resnext" not in cfg.MODEL.BACKBONE.NAME:
+        raise UserError(
+            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} is not what a classifier is built of: "
+            "set MODEL.BACKBONE.NAME build_resnext_backbone"
+        )
     if cfg.TEST.NUM_IMAGES < 0:
         raise UserError(f"TEST.NUM_IMAGES {cfg.TEST.NUM_IMAGES} is negative: 0 means all images")
+    if len(cfg.DATASETS.TEST) > 1:
+        raise UserError(f"DATASETS.TEST {list(cfg.DATASETS.TEST)}: a classifier takes one data set")
     if eval_only:
         if not cfg.DATASETS.TEST:
             raise UserError("DATASETS.TEST is empty: there is nothing to evaluate")
+        check_numbers(cfg, ("SOLVER.IMS_PER_BATCH", "DATALOADER.NUM_WORKERS"))
     else:
         check_training(cfg)
+
+
+def _require_defaults(cfg: CfgNode, keys: Sequence[str], why: str) -> None:
+    defaults = get_cfg()
+    for key in keys:
+        if (value := value_of(cfg, key)) != (default := value_of(defaults, key)):
+            raise UserError(f"{key} {value} {why}: leave it at {default}")
 
 
 def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict:
     """Evaluate the config's weights, or with `--resume` those of the newest checkpoint."""
     model = ClassifierTrainer.build_model(cfg)
-    load_to_evaluate(cfg, model, resume=args.resume)
+    weights = load_to_evaluate(cfg, model, resume=args.resume)
+    record = record_in(weights) if weights.is_file() else None
+    if record is not None:
+        known = classes_of(cfg)
+        listed = read_set(cfg, "test").classes if known is None else known.classes
+        require_same_classes(record.classes, listed, cfg.CLASSIFIER.CLASSES or cfg.DATASETS.TEST[0])
     try:
         return ClassifierTrainer.test(
             cfg, model, [ClassifierTrainer.build_evaluator(cfg, cfg.DATASETS.TEST[0])]

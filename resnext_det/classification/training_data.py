@@ -36,7 +36,10 @@ def protocol_of(cfg: CfgNode) -> Protocol:
     """
     own = cfg.CLASSIFIER
     shorter = own.RESIZE if own.AUGMENTATION == "imagenet" else own.SIZE
-    return Protocol(size=own.SIZE, resize=shorter, interpolation=own.INTERPOLATION)
+    try:
+        return Protocol(size=own.SIZE, resize=shorter, interpolation=own.INTERPOLATION)
+    except UserError as error:
+        raise UserError(f"CLASSIFIER: {error}") from error
 
 
 def classes_of(cfg: CfgNode) -> ClassList | None:
@@ -102,7 +105,8 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     limit = cfg.DATALOADER.MAX_SKIPPED_IMAGES
     skipped = SkippedImages(Path(cfg.OUTPUT_DIR) / "skipped_images.jsonl", limit)
     if cfg.CLASSIFIER.AUGMENTATION == "crop":
-        dataset = CroppedInMemory(images, *hold(images, protocol_of(cfg), skipped))
+        kept, pixels = hold(images, protocol_of(cfg), skipped)
+        dataset = CroppedInMemory(images, kept, pixels, mean_colour(cfg), flip=_flips(cfg))
     else:
         dataset = AugmentedImages(images, augmentation_of(cfg), skipped)
 
@@ -152,7 +156,13 @@ def augmentation_of(cfg: CfgNode) -> ImageNetAugmentation:
         UserError: for values out of range.
     """
     own = cfg.CLASSIFIER
-    return ImageNetAugmentation(own.SIZE, own.JITTER, own.LIGHTING, own.INTERPOLATION)
+    return ImageNetAugmentation(
+        own.SIZE, own.JITTER, own.LIGHTING, own.INTERPOLATION, flip=_flips(cfg)
+    )
+
+
+def _flips(cfg: CfgNode) -> bool:
+    return cfg.INPUT.RANDOM_FLIP != "none"
 
 
 @dataclass(frozen=True)
@@ -264,23 +274,42 @@ def hold(
     return np.array(read), pixels[: len(read)]
 
 
-class CroppedInMemory(Dataset):
-    """Images in memory, augmented as for CIFAR (Appendix A): zero-padded, cropped, flipped.
+def mean_colour(cfg: CfgNode) -> tuple[int, ...]:
+    """`MODEL.PIXEL_MEAN` as an RGB colour of 0..255."""
+    mean = cfg.MODEL.PIXEL_MEAN if cfg.INPUT.FORMAT == "RGB" else cfg.MODEL.PIXEL_MEAN[::-1]
+    return tuple(min(max(round(value), 0), 255) for value in mean)
 
-    The padding is an eighth of the size: 4 of 32 pixels. Whole batches are asked for at once.
+
+class CroppedInMemory(Dataset):
+    """Images in memory, augmented as for CIFAR (Appendix A): padded, cropped, flipped.
+
+    The padding is an eighth of the size: 4 of 32 pixels. It has the mean colour: the authors pad
+    with zeros after normalisation (fb.resnet.torch, datasets/cifar10.lua). Whole batches are asked
+    for at once.
 
     Attributes:
         images: all of the set.
     """
 
-    def __init__(self, images: ImageSet, kept: np.ndarray, pixels: np.ndarray) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        kept: np.ndarray,
+        pixels: np.ndarray,
+        fill: Sequence[int],
+        *,
+        flip: bool,
+    ) -> None:
         """
         Args:
             images: all of the set.
             kept: (N,) indices of those that were read; the others' places are taken by these.
             pixels: (N, size, size, 3) RGB, uint8.
+            fill: colour of the padding, RGB of 0..255.
+            flip: whether half of the images are mirrored.
         """
         self.images, self._kept, self._pixels = images, kept, pixels
+        self._fill, self._flip = fill, flip
 
     def __len__(self) -> int:
         return len(self.images)
@@ -289,7 +318,8 @@ class CroppedInMemory(Dataset):
         """The images of these (seed, index) pairs."""
         rows = np.array([index % len(self._kept) for _, index in places])
         padding = self._pixels.shape[1] // 8
-        pixels = crop_and_flip(self._pixels[rows], [seed for seed, _ in places], padding)
+        seeds = [seed for seed, _ in places]
+        pixels = crop_and_flip(self._pixels[rows], seeds, padding, self._fill, flip=self._flip)
         indices = self._kept[rows]
         labels = torch.from_numpy(self.images.labels[indices])
         names = [self.images.name(index) for index in indices]

@@ -128,13 +128,13 @@ def require_choice(cfg: CfgNode, key: str, choices: Sequence[str]) -> None:
         raise UserError(f"{key} {value!r} is not one of {', '.join(choices)}")
 
 
-def check_training(cfg: CfgNode) -> None:
-    """Refuse a schedule that cannot be, or that the processes or the device cannot serve.
+def check_numbers(cfg: CfgNode, keys: Sequence[str]) -> None:
+    """Refuse values of these keys that are no numbers, or negative, or 0 where that is senseless.
 
     Raises:
-        UserError: for the first number that is impossible.
+        UserError: for the first of them.
     """
-    for key in (*_POSITIVE, *_NOT_NEGATIVE):
+    for key in keys:
         value = value_of(cfg, key)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
             raise UserError(f"{key} {value!r} must be a number")
@@ -142,6 +142,15 @@ def check_training(cfg: CfgNode) -> None:
             raise UserError(f"{key} {value} must be greater than 0")
         if value < 0:
             raise UserError(f"{key} {value} must not be negative")
+
+
+def check_training(cfg: CfgNode) -> None:
+    """Refuse a schedule that cannot be, or that the processes or the device cannot serve.
+
+    Raises:
+        UserError: for the first number that is impossible.
+    """
+    check_numbers(cfg, (*_POSITIVE, *_NOT_NEGATIVE))
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: there is nothing to train on")
     processes = comm.get_world_size()

@@ -249,10 +249,16 @@ def _remedies(situation: Situation, accumulate: int) -> list[str]:
 def explain_in_evaluation(error: BaseException, cfg: CfgNode) -> str | None:
     """One line for an evaluation without training that ran out of memory or lost a process."""
     if is_out_of_memory(error):
+        if is_classifier(cfg):
+            sizes = f"CLASSIFIER.SIZE (now {cfg.CLASSIFIER.SIZE})"
+        else:
+            sizes = (
+                f"INPUT.MIN_SIZE_TEST (now {cfg.INPUT.MIN_SIZE_TEST}) and INPUT.MAX_SIZE_TEST "
+                f"({cfg.INPUT.MAX_SIZE_TEST})"
+            )
         return (
             f"out of memory in the evaluation, peak {peak_memory_mb():.0f} MB: use smaller images, "
-            f"INPUT.MIN_SIZE_TEST (now {cfg.INPUT.MIN_SIZE_TEST}) and INPUT.MAX_SIZE_TEST "
-            f"({cfg.INPUT.MAX_SIZE_TEST}), which changes the results"
+            f"{sizes}, which changes the results"
         )
     return explain_dead_worker(error) or explain_lost_process(error)
 

@@ -193,6 +193,9 @@ class Trainer(DefaultTrainer):
                 raise UserError(message) from error
             except Exception as error:
                 self._explain(error)
+            finally:
+                # torch waits 5 s for each worker of a loader that is found in a cycle
+                self._trainer._data_loader_iter_obj = None
 
     def _has_final(self) -> bool:
         return (Path(self.cfg.OUTPUT_DIR) / "model_final.pth").is_file()

@@ -37,6 +37,7 @@ class StrictCheckpointer(DetectionCheckpointer):
 
     Attributes:
         summary: how much of the model came from which file, in words.
+        notes: more that each file tells, as plain values.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         self.whole_model = False
         self.summary = "none loaded"
         self.recipe = Recipe.of(settings, "resnext_det") if settings else None
+        self.notes: dict[str, object] = {}
         self._settings = settings
         self._words = words
         self._found = False  # a checkpoint to resume from, which no config names
@@ -116,7 +118,9 @@ class StrictCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        content = {"model": dict(weights), **content}
+        content = {"model": dict(weights), **self.notes, **content}
+        if "stem.conv1.weight" in weights:  # Detectron2 finds a bare backbone in a detector by this
+            content["matching_heuristics"] = True
         if self.recipe is not None:
             content["recipe"] = self.recipe.as_dict()
         save_atomically(content, Path(self.save_dir) / f"{name}.pth")
@@ -212,6 +216,12 @@ class StrictCheckpointer(DetectionCheckpointer):
         heads = [name for name in model if name not in body]
         absent = [name for name in heads if name in lost]
         if self.whole_model and absent:
+            own, other = model.get("linear.weight"), in_file.get("linear.weight")
+            if own and other and own[0] != other[0]:
+                raise UserError(
+                    f"{self._file} tells {other[0]} classes apart, CLASSIFIER.NUM_CLASSES is "
+                    f"{own[0]}"
+                )
             raise UserError(
                 f"{self._file}: {len(absent)} of {len(model)} tensors of the model did not load, "
                 f"e.g. {', '.join(absent[:5])}: it holds another detector than the config names, "

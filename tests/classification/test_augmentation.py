@@ -318,6 +318,31 @@ def test_a_hand_made_crop():
     np.testing.assert_array_equal(crops[..., 0], crops[..., 2])
 
 
+def test_mirroring_can_be_left_out():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 6, 5, 3), dtype=np.uint8)
+    odd = [seed | 1 for seed in random_seeds(20)]  # all of them mirrored
+    mirrored, plain = crop_and_flip(pixels, odd), crop_and_flip(pixels, odd, flip=False)
+    np.testing.assert_array_equal(plain, mirrored[:, :, ::-1])
+    assert (plain != mirrored).any()
+    image = Image.fromarray(pixels.reshape(60, 10, 3).repeat(8, axis=1))
+    crops = {}
+    for flip in (True, False):
+        augment = ImageNetAugmentation(32, jitter=0, lighting=0, flip=flip)
+        crops[flip] = [augment(image, np.random.default_rng(seed))[0] for seed in range(20)]
+    same = [(a == b).all() for a, b in zip(crops[True], crops[False], strict=True)]
+    assert 0 < sum(same) < 20
+    for a, b, is_same in zip(crops[True], crops[False], same, strict=True):
+        if not is_same:
+            assert abs(a[:, ::-1].astype(int) - b).max() == 0
+
+
+def test_padding_has_the_colour_asked_for():
+    pixels = np.full((1, 2, 2, 3), 9, np.uint8)
+    (crop,) = crop_and_flip(pixels, [0], padding=1, fill=(1, 2, 3))  # the upper left corner
+    np.testing.assert_array_equal(crop[0], [[1, 2, 3], [1, 2, 3]])
+    np.testing.assert_array_equal(crop[1], [[1, 2, 3], [9, 9, 9]])
+
+
 def test_a_crop_depends_on_its_own_seed_alone():
     pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
     before, seeds = pixels.copy(), random_seeds(20)

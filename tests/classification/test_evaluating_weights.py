@@ -44,9 +44,9 @@ def folder(tmp_path_factory):
         ({"classes": "w.pth"}, "w.pth is no list of classes"),
         ({"classes": "eight.json"}, "eight.json lists 8 classes, .*w.pth has 7"),
         ({"classes": "three.json"}, "val has 7 folders for 3 classes; it has beside them 4: dog"),
-        ({"size": 8}, "--size 8 is not in 32..4096 pixels"),
-        ({"size": 0}, "--size 0 is not in 32..4096 pixels"),
-        ({"resize": 100}, "--resize 100 is less than --size 224"),
+        ({"size": 8}, "size 8 is not in 32..4096 pixels"),
+        ({"size": 0}, "size 0 is not in 32..4096 pixels"),
+        ({"resize": 100}, "resize 100 is less than size 224"),
         ({"scales": [224]}, "--scales goes with --crops dense alone"),
         ({"crops": "dense", "size": 224}, "--crops dense takes whole images"),
         ({"limit": 0}, "--limit 0: at least 1"),
@@ -71,7 +71,7 @@ def test_a_mistake_is_one_line(folder, given, message):
 
 
 def loaded(network, name=None, source="torchvision"):
-    return LoadedClassifier(None, network, IMAGENET, source, CATALOG[name] if name else None)
+    return LoadedClassifier(None, network, IMAGENET, source, name and CATALOG[name], None)
 
 
 def test_what_is_not_said_is_as_the_publisher_did():

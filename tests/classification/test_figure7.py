@@ -111,7 +111,7 @@ def test_the_plot_of_single_runs_says_so(figures, tmp_path):
 
 def test_the_defaults_are_the_papers_series():
     args = figure7_parser().parse_args([])
-    assert (args.cardinalities, args.width, args.runs) == ([1, 2, 4, 8, 16], 64, 10)
+    assert (args.cardinalities, args.width, args.runs) == ((1, 2, 4, 8, 16), 64, 10)
     cfg = resnext_det.get_cfg(args.config_file)
 
     def parameters(template):
@@ -213,7 +213,7 @@ def test_a_network_of_both_series_is_trained_once(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(figure7, "train_or_skip", note)
     output = tmp_path / "output"
-    series = ("--cardinalities", 1, 2, "--width", 2, "--widths", 2, 4)
+    series = ("--cardinalities", "1,2", "--width", 2, "--widths", "2,4")
     assert run(output, data, series=series) == 0
     assert trained == [
         (c, d, seed, str(data), str(output / f"{c}x{d}d" / f"seed{seed}"))
@@ -235,7 +235,7 @@ def test_a_network_of_both_series_is_trained_once(data, tmp_path, monkeypatch):
             "MODEL.RESNETS names no network: cardinality and width are at",
         ),
         (
-            ["--widths", -4, "--width", 4],
+            ["--widths=-4"],
             "MODEL.RESNETS names no network: cardinality and width are at least 1",
         ),
         (["--config-file", "quick/faster_rcnn_X26_8x4d_FPN"], "is no ImageClassifier: train it"),
@@ -248,6 +248,14 @@ def test_mistakes_are_one_line_before_any_training(words, message, tmp_path, mon
     assert run_job(make_figure7, figure7_parser().parse_args(arguments)) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and message in line
+
+
+def test_overrides_follow_lists_of_numbers(capsys):
+    args = figure7_parser().parse_args(["--cardinalities", "1,8", "--widths", "18", "SEED", "3"])
+    assert (args.cardinalities, args.widths, args.opts) == ((1, 8), (18,), ["SEED", "3"])
+    with pytest.raises(SystemExit):
+        figure7_parser().parse_args(["--widths", "18,wide"])
+    assert "argument --widths: '18,wide' is not whole numbers" in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_leaves_no_figure(data, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 import resnext_det
@@ -97,7 +98,7 @@ def stages_in_detector(model, pixels):
     return {**found, "res5": model.roi_heads.res5(found["res4"])}
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", [*DETECTORS, "faster_rcnn_X50_32x4d_DC5"])
 def test_every_tensor_of_the_classifier_arrives(name, tmp_path):
     classifier, file = trained(tmp_path)
     torch.manual_seed(1)
@@ -114,6 +115,19 @@ def test_every_tensor_of_the_classifier_arrives(name, tmp_path):
             assert torch.equal(tensor, left.pop(short)), full
         elif "num_batches" not in full:
             assert torch.equal(tensor, heads[full]), full  # as random as before
+    assert set(left) == {"linear.weight", "linear.bias"}
+
+
+@pytest.mark.parametrize("name", [*DETECTORS, "faster_rcnn_X50_32x4d_DC5"])
+def test_detectron2_loads_the_file_by_itself(name, tmp_path):
+    classifier, file = trained(tmp_path)
+    model = build_model(small(name))
+    DetectionCheckpointer(model).load(str(file))
+    left = {n: t for n, t in classifier.network.state_dict().items() if "num_batches" not in n}
+    for full, tensor in model.state_dict().items():
+        short = full.removeprefix("roi_heads.").removeprefix("backbone.").removeprefix("bottom_up.")
+        if short in left:
+            assert torch.equal(tensor, left.pop(short)), full
     assert set(left) == {"linear.weight", "linear.bias"}
 
 
@@ -181,7 +195,7 @@ def test_a_cifar_networks_file_is_of_no_use_to_detectors(name, tmp_path):
     assert "the file's variant is X-29-8x4d. No detector has such a network." in message
 
 
-def test_a_file_starts_another_classifier_of_its_variant_and_no_other(tmp_path):
+def test_a_file_starts_another_classifier_of_its_variant(tmp_path):
     classifier, file = trained(tmp_path)
     cfg = small("classification/X50_32x4d_imagenet1k")
     cfg.CLASSIFIER.NUM_CLASSES = 3  # another task: a new last layer

@@ -126,7 +126,7 @@ def test_a_cropped_item_is_crop_and_flip_of_the_held_image_with_the_streams_seed
     places = list(itertools.islice(loader.batch_sampler, 3))
     for batch, place in zip(loader, places, strict=False):
         held = np.stack([expected_view(files[index], 32, 32) for _, index in place])
-        expected = crop_and_flip(held, [seed for seed, _ in place], padding=4)
+        expected = crop_and_flip(held, [seed for seed, _ in place], 4, (125, 123, 114))
         np.testing.assert_array_equal(batch.images, expected)
         assert batch.names == [files[index] for _, index in place]
 
@@ -140,12 +140,14 @@ def test_crops_of_an_image_differ_from_pass_to_pass(data):
     assert all(len({v.numpy().tobytes() for v in each}) > 4 for each in views.values())
 
 
-def test_padding_is_an_eighth_of_the_size(data):
-    cfg = config_of(data, CIFAR, "CLASSIFIER.SIZE", "40")
+def test_padding_is_an_eighth_of_the_size_in_the_mean_colour(data):
+    colours = ("INPUT.FORMAT", "BGR", "MODEL.PIXEL_MEAN", "(1.0, 2.0, 3.0)")
+    cfg = config_of(data, CIFAR, "CLASSIFIER.SIZE", "40", *colours)
     loader = build_train_loader(cfg)
     (place,) = itertools.islice(loader.batch_sampler, 1)
     held = hold(read_set(cfg, "train"), protocol_of(cfg), SkippedImages(data / "none.jsonl", 0))[1]
-    expected = crop_and_flip(held[[index for _, index in place]], [s for s, _ in place], padding=5)
+    seeds = [seed for seed, _ in place]
+    expected = crop_and_flip(held[[index for _, index in place]], seeds, 5, (3, 2, 1))
     np.testing.assert_array_equal(next(iter(loader)).images, expected)
 
 

@@ -19,7 +19,7 @@ from resnext_det.classification.trainer import ClassifierTrainer
 from resnext_det.classification.training import check_config
 from resnext_det.config import load_config
 from resnext_det.engine import argument_parser, run_job, train_or_evaluate
-from resnext_det.engine.failures import Situation, explain_out_of_memory
+from resnext_det.engine.failures import Situation, explain_in_evaluation, explain_out_of_memory
 from resnext_det.errors import UserError
 from resnext_det.modeling import ImageBatch, saved_module
 from tests.classification.training_jobs import (
@@ -54,20 +54,6 @@ def finished(data, tmp_path_factory):
     words = (*LEARN, "SOLVER.CHECKPOINT_PERIOD", "30", "TEST.EVAL_PERIOD", "30")
     assert run(output, data, *words) == 0
     return output
-
-
-@pytest.fixture(autouse=True)
-def workers_end_at_once(monkeypatch):
-    """torch waits 5 s for each worker of a loader that the garbage collector finds in a cycle."""
-    train = ClassifierTrainer.train
-
-    def releasing(self):
-        try:
-            train(self)
-        finally:
-            self._trainer._data_loader_iter_obj = None
-
-    monkeypatch.setattr(ClassifierTrainer, "train", releasing)
 
 
 def last_line(capsys):
@@ -373,9 +359,9 @@ def test_weights_that_are_not_finite_are_one_line(data, finished, tmp_path, caps
         (IMAGENET, ["MODEL.RESNETS.DEPTH", "27"], "depth 27 is not one of [26, 50, 101, 152, 200]"),
         (CIFAR, ["CLASSIFIER.NETWORK", "mnist"], "'mnist' is not one of imagenet, cifar"),
         (CIFAR, ["CLASSIFIER.AUGMENTATION", "x"], "AUGMENTATION 'x' is not one of imagenet, crop"),
-        (CIFAR, ["CLASSIFIER.INTERPOLATION", "cubic"], "cubic"),
-        (CIFAR, ["CLASSIFIER.SIZE", "16"], "16"),
-        (IMAGENET, ["CLASSIFIER.RESIZE", "24"], "24"),
+        (CIFAR, ["CLASSIFIER.INTERPOLATION", "cubic"], "CLASSIFIER: interpolation cubic is not"),
+        (CIFAR, ["CLASSIFIER.SIZE", "16"], "CLASSIFIER: size 16 is not in 32..4096 pixels"),
+        (IMAGENET, ["CLASSIFIER.RESIZE", "24"], "CLASSIFIER: resize 24 is not in 32..4096"),
         (
             IMAGENET,
             ["CLASSIFIER.JITTER", "1.5"],
@@ -394,6 +380,24 @@ def test_weights_that_are_not_finite_are_one_line(data, finished, tmp_path, caps
         (CIFAR, ["MODEL.RESNETS.NORM", "XN"], "MODEL.RESNETS.NORM 'XN' is no norm of Detectron2"),
         (CIFAR, ["MODEL.WEIGHTS", "nothing.pth"], "MODEL.WEIGHTS nothing.pth does not exist"),
         (CIFAR, ["--eval-only", "DATASETS.TEST", "()"], "DATASETS.TEST is empty: there is nothing"),
+        (
+            CIFAR,
+            ["--eval-only", "DATASETS.TEST", "('a', 'b')"],
+            "DATASETS.TEST ['a', 'b']: a classifier takes one data set",
+        ),
+        (CIFAR, ["--eval-only", "SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH 0 must be greater"),
+        (CIFAR, ["--eval-only", "DATALOADER.NUM_WORKERS", "-1"], "NUM_WORKERS -1 must not be"),
+        (
+            CIFAR,
+            ["CLASSIFIER.JITTER", "0.2"],
+            "CLASSIFIER.JITTER 0.2 has no effect with CLASSIFIER.AUGMENTATION crop: leave it",
+        ),
+        (CIFAR, ["INPUT.RANDOM_FLIP", "vertical"], "'vertical' is not one of horizontal, none"),
+        (
+            IMAGENET,
+            ["MODEL.BACKBONE.NAME", "build_resnet_backbone"],
+            "MODEL.BACKBONE.NAME build_resnet_backbone is not what a classifier is built of",
+        ),
         (DETECTOR, [], "MODEL.META_ARCHITECTURE GeneralizedRCNN is no ImageClassifier: train it w"),
         ("", [], "--config-file is missing, e.g. configs/classification/"),
         ("classification/X50_32x4d", [], "'classification/X50_32x4d' does not exist, and no ship"),
@@ -450,7 +454,7 @@ def test_weights_of_another_number_of_classes_are_refused_in_evaluation(finished
     words = ("--eval-only", "CLASSIFIER.NUM_CLASSES", "7")
     words += ("MODEL.WEIGHTS", str(finished / "model_final.pth"))
     assert run(tmp_path / "output", tmp_path / "val", *words) == 1
-    assert "linear" in last_line(capsys)
+    assert "tells 3 classes apart, CLASSIFIER.NUM_CLASSES is 7" in last_line(capsys)
 
 
 @pytest.fixture(scope="module")
@@ -515,7 +519,9 @@ def test_want_of_memory_names_the_size_of_the_images():
     message = explain_out_of_memory(Situation(cfg, 3, 0.1, batch, 0, "", 0), 1)
     assert message.startswith("out of memory at iteration 4: 2 images of up to 32x40 pixels")
     assert "smaller images: CLASSIFIER.SIZE (now 32)" in message
-    assert "INPUT." not in message
+    evaluated = explain_in_evaluation(torch.OutOfMemoryError("CUDA out of memory"), cfg)
+    assert "smaller images, CLASSIFIER.SIZE (now 32), which changes the results" in evaluated
+    assert "INPUT." not in message + evaluated
 
 
 def test_the_command_says_where_the_images_are(data, tmp_path):
