@@ -1,7 +1,10 @@
 import logging
 
 import pytest
+from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
+
+from resnext_det.data.shapes import SPLIT_SIZES
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +16,12 @@ def loggers_as_they_were():
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+
+
+@pytest.fixture(autouse=True)
+def embedded_images_are_forgotten():
+    """Tests draw the embedded images into folders of their own."""
+    yield
+    for name in SPLIT_SIZES:
+        for key in ("json_file", "image_root"):
+            vars(MetadataCatalog.get(name)).pop(key, None)
