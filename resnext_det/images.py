@@ -115,9 +115,7 @@ def decode_image(content: bytes, max_pixels: int = MAX_PIXELS, name: str = "imag
 def pil_to_bgr(image: Image.Image) -> np.ndarray:
     """Convert a PIL image as Detectron2 reads images for training.
 
-    EXIF's orientation is applied. Grey values, palettes, CMYK and YCbCr become RGB; transparency is
-    dropped, not blended. Unlike Detectron2, which cuts their values at 255, 16-bit grey images keep
-    the higher 8 bits.
+    EXIF's orientation is applied; for the rest see `pil_to_rgb`.
 
     Returns:
         (H, W, 3) BGR, uint8, 0..255.
@@ -125,16 +123,27 @@ def pil_to_bgr(image: Image.Image) -> np.ndarray:
     Raises:
         UserError: for an image of floating-point or 32-bit numbers.
     """
-    image = _upright(image)
+    return np.asarray(pil_to_rgb(_upright(image)))[:, :, ::-1]
+
+
+def pil_to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a PIL image to RGB, 0..255, as it lies: EXIF's orientation is not applied.
+
+    Grey values, palettes, CMYK and YCbCr become RGB; transparency is dropped, not blended. Unlike
+    Pillow, Detectron2 and torchvision, which cut their values at 255, 16-bit grey images keep the
+    higher 8 bits.
+
+    Raises:
+        UserError: for an image of floating-point or 32-bit numbers.
+    """
     if image.mode in _DEEP:
         deep = np.asarray(image)
         if deep.size and not 0 <= deep.min() <= deep.max() <= 0xFFFF:
             raise UserError("32-bit numbers have no known range: convert the image to 8 bits")
-        grey = (deep.astype(np.int64) >> 8).astype(np.uint8)
-        return np.stack([grey] * 3, axis=2)
+        image = Image.fromarray((deep.astype(np.int64) >> 8).astype(np.uint8))
     if image.mode == "F":
         raise UserError("floating-point numbers have no known range: convert the image to 8 bits")
-    return np.asarray(image.convert("RGB"))[:, :, ::-1]
+    return image.convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:

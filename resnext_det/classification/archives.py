@@ -8,7 +8,7 @@ on a slow disk. As no member is ever written, names that are absolute or hold ".
 import functools
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from .member_classes import ClassRule, Member, sample_key
 COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tzst")
 _MAGIC = (b"\x1f\x8b", b"\xfd7zXZ\x00", b"BZh", b"\x28\xb5\x2f\xfd")  # gzip, xz, bzip2, zstd
 _KINDS = (np.int64, np.int32, np.bytes_, np.int64, np.int64)  # code, tar, name, offset, size
+_LONGEST = 4096  # bytes of a name, Linux's limit; each row of an array of names takes the longest
 _OPEN = 64  # files at once in a process; ImageNet-22K has 21841, systems often allow 1024
 
 
@@ -95,8 +96,9 @@ def read_tars(
 ) -> TarImages:
     """List the images of tar files, in the order that they have there.
 
-    Images are the regular members with the suffix of an image (`resnext_det.images.SUFFIXES`)
-    that are not hidden; links and other members are left out. `ClassRule` says their classes.
+    Images are the regular members, and hard links to such, with the suffix of an image
+    (`resnext_det.images.SUFFIXES`) that are not hidden; symbolic links and other members are left
+    out. `ClassRule` says their classes.
 
     Args:
         files: uncompressed tar files.
@@ -108,7 +110,8 @@ def read_tars(
 
     Raises:
         UserError: if a file is absent, compressed, no tar or cut off, or has no images; if the
-            class of an image is not known; or if the classes are not `classes`.
+            class of an image is not known, or it is sparse or a hard link to nothing before it;
+            or if the classes are not `classes`.
     """
     rule = ClassRule(classes, by_tar)
     codes: dict[str, int] = {}
@@ -162,8 +165,11 @@ def tar_members(file: Path) -> Iterator[tarfile.TarInfo]:
     """
     try:
         with tarfile.open(file, "r:") as archive:
+            begin = 0
             while (member := archive.next()) is not None:
                 archive.members.clear()  # tarfile would keep them all, a kilobyte each
+                _require_sound(member, begin, archive.offset)
+                begin = archive.offset
                 yield member
             # it takes a damaged header, or one that was cut off, for the end, which is zeros
             archive.fileobj.seek(archive.offset)
@@ -177,28 +183,53 @@ def tar_members(file: Path) -> Iterator[tarfile.TarInfo]:
         raise UserError(f"{file} is no whole tar file: {reason}") from error
 
 
+def _require_sound(member: tarfile.TarInfo, begin: int, end: int) -> None:
+    """Refuse a header that would lead backwards, to what is not the member's, or to a huge array.
+
+    Args:
+        member: whose header, with what belongs to it, is at byte `begin`.
+        begin: see above.
+        end: where the next one is.
+
+    Raises:
+        tarfile.ReadError: for such a header.
+    """
+    plain = member.isreg() and not member.issparse()
+    beyond = plain and member.offset_data + member.size > end
+    if member.size < 0 or end <= begin or beyond:
+        raise tarfile.ReadError(f"it is damaged at byte {begin}")
+    length = max(len(os.fsencode(member.name)), len(os.fsencode(member.linkname)))
+    if length > _LONGEST:
+        raise tarfile.ReadError(
+            f"a name of {length} bytes at byte {begin} is longer than {_LONGEST}"
+        )
+
+
 def count_in_tar(file: Path) -> int:
-    """How many members are images; see `tar_members`."""
-    return sum(m.isfile() and is_image_name(Path(m.name).name) for m in tar_members(file))
+    """How many members are images, hard links included; see `tar_members`."""
+    members = (m for m in tar_members(file) if m.isfile() or m.islnk())
+    return sum(is_image_name(m.name.rpartition("/")[2]) for m in members)
 
 
 def _list_tar(file: Path) -> tuple[list[Member], dict[str, str]]:
     """The images, and the content of webdataset's .cls members by the key of their samples."""
     images: list[Member] = []
     numbers: dict[str, str] = {}
+    stored: dict[bytes, Member] = {}  # files so far by name, for hard links
     inner = ""
     with file.open("rb", buffering=0) as opened:
         for member in tar_members(file):
+            if member.isfile() and not member.issparse():
+                name = os.fsencode(member.name)
+                stored[name] = Member(name, member.offset_data, member.size)
             folder, _, base = member.name.rpartition("/")
-            if not member.isfile() or _is_hidden(folder):
+            if not (member.isfile() or member.islnk()) or _is_hidden(folder):
                 continue
             if is_image_name(base):
-                if member.issparse():
-                    raise UserError(f"{file}:{member.name} is sparse: make the tar without that")
-                name = os.fsencode(member.name)
-                images.append(Member(name, member.offset_data, member.size))
+                images.append(_content(file, member, stored))
             elif base.endswith(".cls"):
-                number = os.pread(opened.fileno(), min(member.size, 100), member.offset_data)
+                content = _content(file, member, stored)
+                number = os.pread(opened.fileno(), min(content.size, 100), content.offset)
                 numbers[sample_key(member.name)] = number.decode("latin1")
             elif base.endswith(".tar") or is_compressed_name(base):
                 inner = member.name
@@ -210,6 +241,29 @@ def _list_tar(file: Path) -> tuple[list[Member], dict[str, str]]:
     if not images:
         raise UserError(f"{file} holds no image ({', '.join(SUFFIXES)})")
     return images, numbers
+
+
+def _content(file: Path, member: tarfile.TarInfo, stored: Mapping[bytes, Member]) -> Member:
+    """Where a file's or a hard link's content is.
+
+    Args:
+        file: the tar.
+        member: a file, or a hard link.
+        stored: the files up to it by name.
+
+    Raises:
+        UserError: for a sparse file, or a link to something else.
+    """
+    if member.issparse():
+        raise UserError(f"{file}:{member.name} is sparse: make the tar without that")
+    target = member.linkname if member.islnk() else member.name
+    content = stored.get(os.fsencode(target))
+    if content is None:
+        raise UserError(
+            f"{file}:{member.name} is a hard link to {target}, which is no file before it: make "
+            "the tar with --hard-dereference"
+        )
+    return content._replace(name=os.fsencode(member.name))
 
 
 def _is_hidden(folder: str) -> bool:

@@ -12,12 +12,10 @@ from ..errors import UserError
 from ..images import SUFFIXES
 from .image_set import ImageSet, is_image_name, read_rgb, require_classes
 
-_SHOWN = 3
-
 
 @dataclass(frozen=True, eq=False)
 class ImageTree(ImageSet):
-    """The images of `root`/<class>/<image>.
+    """The images of `root`/<class>/**/<image>.
 
     Attributes:
         files: (N,) paths below `root` as bytes.
@@ -39,10 +37,7 @@ class ImageTree(ImageSet):
 def read_tree(
     root: Path, classes: Sequence[str] | None = None, *, subset: bool = False
 ) -> ImageTree:
-    """List the images of a tree, class by class, each class sorted by name.
-
-    Hidden files, and those without the suffix of an image (`resnext_det.images.SUFFIXES`, in any
-    case), are left out, and so are folders in a class's folder.
+    """List the images of a tree, class by class, each class in the order of `list_images`.
 
     Args:
         root: holds a folder for each class.
@@ -51,8 +46,8 @@ def read_tree(
         subset: leave out the folders of other classes.
 
     Raises:
-        UserError: if `root` is absent or has no folders, a folder holds no image or cannot be read,
-            or the folders are not `classes`.
+        UserError: if `root` is absent or has no folders, a folder holds no image, or as
+            `list_images`, or if the folders are not `classes`.
     """
     found = list_classes(root)
     if classes is None:
@@ -63,7 +58,7 @@ def read_tree(
     for label, name in enumerate(classes):
         images = list_images(root / name)
         if not images:
-            raise UserError(_without_images(root / name))
+            raise UserError(f"{root / name} holds no image ({', '.join(SUFFIXES)})")
         files += [os.fsencode(f"{name}/{image}") for image in images]
         labels += [label] * len(images)
     return ImageTree(root, tuple(classes), np.array(labels, dtype=np.int64), np.array(files))
@@ -93,22 +88,36 @@ def list_classes(root: Path) -> list[str]:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Names of the images in one folder, sorted.
+    """Paths, below `folder`, of the images in it and in the folders in it, links followed.
+
+    Hidden files and folders, and files without the suffix of an image
+    (`resnext_det.images.SUFFIXES`, in any case), are left out. The order is torchvision's: that of
+    the folders' paths as text, in each that of the names.
 
     Raises:
-        UserError: if it cannot be read.
+        UserError: if a folder cannot be read, or a link leads to one that it is in.
     """
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if is_image_name(e.name) and e.is_file())
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror or error}") from error
-
-
-def _without_images(folder: Path) -> str:
-    inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    message = f"{folder} holds no image ({', '.join(SUFFIXES)})"
-    if inner:
-        names = ", ".join(inner[:_SHOWN]) + (", ..." if len(inner) > _SHOWN else "")
-        message += f" but folders: if {names} are the classes, give {folder}"
-    return message
+    found: list[tuple[str, list[str]]] = []
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while pending:
+        below, above = pending.pop()
+        path = folder / below
+        try:
+            status = os.stat(path)
+            with os.scandir(path) as entries:
+                visible = [e for e in entries if not e.name.startswith(".")]
+                folders = {e.name for e in visible if e.is_dir()}
+                images = sorted(
+                    e.name
+                    for e in visible
+                    if is_image_name(e.name) and e.name not in folders and e.is_file()
+                )
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        identity = status.st_dev, status.st_ino
+        if identity in above:
+            raise UserError(f"{path} is a folder that it is in, by a link: remove the link")
+        prefix = f"{below}/" if below else ""
+        found.append((below, [prefix + name for name in images]))
+        pending += [(prefix + name, above | {identity}) for name in folders]
+    return [image for _, images in sorted(found) for image in images]

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..images import FORMATS, MAX_PIXELS, SUFFIXES
+from ..images import FORMATS, MAX_PIXELS, SUFFIXES, pil_to_rgb
 
 _SHOWN = 5
 
@@ -165,7 +165,8 @@ def read_rgb(path: Path) -> Image.Image:
 def decode_rgb(content: Path | bytes, name: str) -> Image.Image:
     """Decode an image as torchvision's and Torch7's loaders do: EXIF's orientation is not applied.
 
-    Published errors come from such loaders; detection turns images upright (`read_image`).
+    Published errors come from such loaders; detection turns images upright (`read_image`). 16-bit
+    greys are as in detection, though, not cut at 255 (`pil_to_rgb`).
 
     Args:
         content: of an image file, or where it is.
@@ -175,14 +176,15 @@ def decode_rgb(content: Path | bytes, name: str) -> Image.Image:
         An RGB image, 0..255; of several frames the first.
 
     Raises:
-        UserError: if it is absent, damaged, cut off, too large, or none of `FORMATS`.
+        UserError: if it is absent, damaged, cut off, too large, none of `FORMATS`, or of
+            floating-point or 32-bit numbers.
     """
     file = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"it has more than {MAX_PIXELS} pixels")
-            return image.convert("RGB")
+            return pil_to_rgb(image)
     except Image.UnidentifiedImageError as error:
         reason, cause = f"it is none of {', '.join(FORMATS)}, or damaged", error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files

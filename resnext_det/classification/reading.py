@@ -2,6 +2,7 @@
 
 import glob
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +11,14 @@ from ..errors import UserError
 from .archives import COMPRESSED, TarImages, is_compressed_name, read_tars
 from .cifar import SPLITS, find_cifar, read_cifar
 from .folder import read_tree
-from .image_set import ImageSet, join_sets, require_classes
+from .image_set import ImageSet, is_image_name, join_sets, require_classes
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST = 100_000  # files that braces stand for
-_TEST_NAMES = ("val", "test")  # folders of a test split, the first first
-# words in names of tar files of one split
-_WORDS = {"train": {"train", "training"}, "test": {"val", "valid", "validation", "test"}}
+_SHOWN = 3
+# of a split's folder, the first first; words in names of its tar files
+_NAMES = {"train": ("train", "training"), "test": ("val", "valid", "validation", "test")}
 
 
 def read_images(
@@ -29,9 +30,9 @@ def read_images(
 
     1. a tar file, or a pattern of such: "train-*.tar", "train-{000..146}.tar" (see `read_tars`);
     2. a folder with CIFAR's files, or with a folder of their usual name (see `find_cifar`);
-    3. a folder with a folder train and one val or test: as for the folder of the split (val rather
-       than test);
-    4. a folder of tar files alone; if all say train, or val or test, in their names, those of the
+    3. a folder with one folder train or training, and one val, valid, validation or test: as for
+       the folder of the split (of several the first named here);
+    4. a folder of tar files alone; if all say one of these words in their names, those of the
        split;
     5. a folder of folders and <class>.tar files, as ImageNet-22K's may be;
     6. a folder with a folder for each class (see `read_tree`).
@@ -52,16 +53,23 @@ def read_images(
     if split not in SPLITS:
         raise ValueError(f"split {split!r}: one of {', '.join(SPLITS)}")
     root = Path(path)
-    if not root.is_dir():
-        return read_tars(expand_pattern(str(path)), root, classes, subset=subset)
-    if cifar := find_cifar(root):
-        images = read_cifar(*cifar, split)
-        return images if classes is None else images.labelled(classes, subset)
+    try:
+        if not os.path.isdir(root):  # False for patterns that are too long for a name
+            return read_tars(expand_pattern(str(path)), root, classes, subset=subset)
+        if cifar := find_cifar(root):
+            images = read_cifar(*cifar, split)
+            return images if classes is None else images.labelled(classes, subset)
+        return _read_folder(_folder_of_split(root, split), split, classes, subset)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{error.filename or path} cannot be read: {reason}") from error
+
+
+def _folder_of_split(root: Path, split: str) -> Path:
+    """The split's folder in `root`; without both splits' `root` itself."""
     folders, _ = _content(root)
-    tests = [name for name in _TEST_NAMES if name in folders]
-    if "train" in folders and tests:
-        root = root / ("train" if split == "train" else tests[0])
-    return _read_folder(root, split, classes, subset)
+    chosen = {name: [f for f in names if f in folders] for name, names in _NAMES.items()}
+    return root / chosen[split][0] if all(chosen.values()) else root
 
 
 def expand_pattern(pattern: str) -> list[Path]:
@@ -76,8 +84,9 @@ def expand_pattern(pattern: str) -> list[Path]:
 
     Raises:
         UserError: if there are none, one is absent, or one is no tar file.
+        OSError: if the system does not say whether one is there.
     """
-    if Path(pattern).exists():
+    if os.path.exists(pattern):  # False for patterns that are too long for a name
         files = [Path(pattern)]
     else:
         files = []
@@ -102,6 +111,7 @@ def expand_pattern(pattern: str) -> list[Path]:
 def _read_folder(root: Path, split: str, classes: Sequence[str] | None, subset: bool) -> ImageSet:
     folders, tars = _content(root)
     if not tars:
+        _refuse_folders_of_classes(root, folders)
         return read_tree(root, classes, subset=subset)
     if folders:
         return _read_mixed(root, folders, tars, classes, subset)
@@ -111,12 +121,30 @@ def _read_folder(root: Path, split: str, classes: Sequence[str] | None, subset: 
     return _read_class_tars(root, tars, classes, subset)
 
 
+def _refuse_folders_of_classes(root: Path, folders: Sequence[str]) -> None:
+    """Refuse to take for a class what must be a folder of classes: alone, or called as a split.
+
+    Raises:
+        UserError: if a folder like that holds several folders and no image beside them.
+    """
+    splits = {name: split for split, names in _NAMES.items() for name in names}
+    for name in folders:
+        if len(folders) > 1 and name not in splits:
+            continue
+        inner, _ = _content(root / name)
+        if len(inner) < 2 or any(is_image_name(path.name) for path in (root / name).iterdir()):
+            continue
+        shown = ", ".join(inner[:_SHOWN]) + (", ..." if len(inner) > _SHOWN else "")
+        uses = {"train": " for training alone", "test": " for testing alone"}
+        raise UserError(
+            f"{root / name} holds no image but folders: if {shown} are the classes, give "
+            f"{root / name}{uses.get(splits.get(name), '')}"
+        )
+
+
 def _content(root: Path) -> tuple[list[str], list[Path]]:
     """Names of folders and paths of tar files, both sorted, without hidden ones."""
-    try:
-        visible = sorted(p for p in root.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{root} cannot be read: {error.strerror or error}") from error
+    visible = sorted(p for p in root.iterdir() if not p.name.startswith("."))
     folders = [p.name for p in visible if p.is_dir()]
     tars = [p for p in visible if p.name not in folders and p.name.endswith(".tar")]
     packed = [p.name for p in visible if is_compressed_name(p.name)]
@@ -127,8 +155,8 @@ def _content(root: Path) -> tuple[list[str], list[Path]]:
 
 def _of_split(root: Path, tars: Sequence[Path], split: str) -> list[Path]:
     marks = {
-        name: [f for f in tars if words & set(re.split(r"[^a-z]+", f.stem.lower()))]
-        for name, words in _WORDS.items()
+        name: [f for f in tars if set(words) & set(re.split(r"[^a-z]+", f.stem.lower()))]
+        for name, words in _NAMES.items()
     }
     if not marks["train"] or not marks["test"]:
         return list(tars)

@@ -11,7 +11,7 @@ from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.coco_splits import datasets_root
-from ..data.skipping import SkippedImages, SkippingDataset
+from ..data.skipping import SKIPPED, SkippedImages, SkippingDataset
 from ..data.stream import BatchStream, SeededDataset, SeededIndex
 from ..engine.stopping import leave_stopping_to_the_trainer
 from ..errors import UserError
@@ -103,7 +103,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     """
     images = read_set(cfg, "train")
     limit = cfg.DATALOADER.MAX_SKIPPED_IMAGES
-    skipped = SkippedImages(Path(cfg.OUTPUT_DIR) / "skipped_images.jsonl", limit)
+    skipped = SkippedImages(Path(cfg.OUTPUT_DIR) / SKIPPED, limit)
     if cfg.CLASSIFIER.AUGMENTATION == "crop":
         kept, pixels = hold(images, protocol_of(cfg), skipped)
         dataset = CroppedInMemory(images, kept, pixels, mean_colour(cfg), flip=_flips(cfg))

@@ -12,6 +12,7 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
+SKIPPED = "skipped_images.jsonl"  # in a run's folder
 _SHOWN = 10
 
 
@@ -21,14 +22,16 @@ class SkippedImages:
     Each line of the file is {"file_name": ..., "reason": ...}.
     """
 
-    def __init__(self, file: Path, limit: int) -> None:
+    def __init__(self, file: Path, limit: int, finder: str = "") -> None:
         """
         Args:
             file: made with the first image; what is in it counts.
             limit: how many different images may be left out; 0 for none.
+            finder: the command that finds all of them before a run, for messages.
         """
         self._file = file
         self._limit = limit
+        self._advice = f"; {finder} finds all" if finder else ""
 
     def add(self, file_name: str, reason: str) -> None:
         """Note an image, and say so once.
@@ -66,7 +69,7 @@ class SkippedImages:
         more = f"; ... (all in {self._file})" if len(known) > _SHOWN else ""
         return (
             f"{len(known)} images cannot be used, more than DATALOADER.MAX_SKIPPED_IMAGES "
-            f"{self._limit}; python tools/check_data.py finds all: {listed}{more}"
+            f"{self._limit}{self._advice}: {listed}{more}"
         )
 
 

@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
+from ..data.skipping import SKIPPED
 from ..deploy.options import Optimization, parse_optimization
 from ..errors import UserError
 from ..evaluation import evaluation_folder
@@ -150,6 +151,9 @@ def train(
         UserError: see `Trainer`.
     """
     folder = Path(cfg.OUTPUT_DIR)
+    if not args.resume and comm.is_main_process():
+        (folder / SKIPPED).unlink(missing_ok=True)  # an earlier run's, whose images may be mended
+    comm.synchronize()
     trainer = trainer_class(cfg, getattr(args, "signals", None))
     trainer.reference = Reference.read(args.config_file)
     trainer.resume_or_load(resume=args.resume)

@@ -10,7 +10,7 @@ from detectron2.data.samplers import RandomSubsetTrainingSampler
 from torch.utils.data import DataLoader
 
 from ..data import NamingDatasetMapper
-from ..data.skipping import SkippedImages, SkippingDataset
+from ..data.skipping import SKIPPED, SkippedImages, SkippingDataset
 from ..data.stream import BatchStream, SeededDataset, orientations
 from ..errors import UserError
 from .checks import check_targets
@@ -31,7 +31,8 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     records = _records(cfg)
     mapper = NamingDatasetMapper(cfg, True)
     limit = cfg.DATALOADER.get("MAX_SKIPPED_IMAGES", 0)
-    skipped = SkippedImages(Path(cfg.OUTPUT_DIR) / "skipped_images.jsonl", limit)
+    file = Path(cfg.OUTPUT_DIR) / SKIPPED
+    skipped = SkippedImages(file, limit, finder="python tools/check_data.py")
     stream = BatchStream(
         _sampler(cfg, records),
         images_per_batch=cfg.SOLVER.IMS_PER_BATCH,

@@ -4,13 +4,15 @@ import os
 import pickle
 import subprocess
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torchvision
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from resnext_det.classification.archives import read_tars
+from resnext_det.classification.archives import count_in_tar, read_tars
 from resnext_det.errors import UserError
 from tests.classification.classifiers import make_image, make_tree
 from tests.classification.tars import png, write_tar
@@ -74,14 +76,55 @@ def test_a_bare_image_is_of_its_tars_class(tmp_path):
     np.testing.assert_array_equal(only.read(0), make_image(3))
 
 
-def test_links_and_hidden_folders_are_left_out(tmp_path):
-    file = write_tar(tmp_path / "a.tar", {"dog/1.png": 1, "__M/.x/2.png": 2, "../cat/3.png": 3})
+def add_link(file, name, target, kind=tarfile.LNKTYPE):
     with tarfile.open(file, "a") as archive:
-        for name, kind in (("dog/4.png", tarfile.SYMTYPE), ("dog/5.png", tarfile.LNKTYPE)):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "dog/1.png"
-            archive.addfile(info)
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, target
+        archive.addfile(info)
+
+
+def test_symbolic_links_and_hidden_folders_are_left_out(tmp_path):
+    file = write_tar(tmp_path / "a.tar", {"dog/1.png": 1, "__M/.x/2.png": 2, "../cat/3.png": 3})
+    add_link(file, "dog/4.png", "dog/1.png", tarfile.SYMTYPE)
     assert found(read(file)) == {"dog/1.png": "dog", "../cat/3.png": "cat"}
+
+
+def test_hard_links_are_the_files_before_them(tmp_path):
+    root = make_tree(tmp_path / "tree", ("cat", "dog"), 2)
+    (root / "dog/2.png").hardlink_to(root / "cat/1.png")
+    (root / "dog/3.png").hardlink_to(root / "cat/1.png")
+    file = tmp_path / "a.tar"
+    subprocess.run(["tar", "--sort=name", "-cf", file, "-C", root, "."], check=True)
+    with tarfile.open(file) as archive:
+        assert sum(member.islnk() for member in archive) == 2
+    images = read(file)
+    assert [images.classes[label] for label in images.labels] == ["cat"] * 2 + ["dog"] * 4
+    for index in (4, 5):
+        assert images.name(index) == f"{file}:./dog/{index - 2}.png"
+        np.testing.assert_array_equal(images.read(index), Image.open(root / "cat/1.png"))
+    assert count_in_tar(file) == 6
+
+
+def test_hard_links_of_webdataset_shards_have_content_too(tmp_path):
+    file = write_tar(tmp_path / "a.tar", {".store/x": "0", ".store/y": 1})
+    add_link(file, "1.cls", ".store/x")
+    add_link(file, "1.png", ".store/y")
+    images = read(file)
+    assert images.classes == ("0",)
+    np.testing.assert_array_equal(images.read(0), make_image(1))
+
+
+@pytest.mark.parametrize("target", ["dog/2.png", "dog/3.png", "cat", "elsewhere.png"])
+def test_hard_links_to_no_file_before_them_are_refused(target, tmp_path):
+    file = write_tar(tmp_path / "a.tar", {"dog/1.png": 1})
+    add_link(file, "cat", "", tarfile.DIRTYPE)
+    add_link(file, "README", "elsewhere")  # is no image
+    assert len(read(file)) == 1
+    add_link(file, "dog/2.png", target)
+    with tarfile.open(file, "a") as archive:
+        archive.add(Path(__file__), "dog/3.png")
+    with pytest.raises(UserError, match=f"a.tar:dog/2.png is a hard link to {target}, which is no"):
+        read(file)
 
 
 def test_a_sparse_member_is_refused(tmp_path):
@@ -138,6 +181,39 @@ def test_tars_that_are_not_whole_are_named(tmp_path):
         read(file)
     with pytest.raises(UserError, match="nowhere.tar cannot be read: No such file"):
         read(tmp_path / "nowhere.tar")
+
+
+def _header(name, size=0, pax=None, type=tarfile.REGTYPE):
+    info = tarfile.TarInfo(name)
+    info.size, info.pax_headers, info.type = size, pax or {}, type
+    return info.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "header, message",
+    [
+        (_header("dog/2.png", -512), "it is damaged at byte 1024$"),  # back to this header
+        (_header("dog/2.png", -1), "it is damaged at byte 1024$"),
+        (_header("dog/2.png", pax={"size": "-1536"}), "it is damaged at byte 1024$"),
+        (_header("dog", -1024, type=tarfile.DIRTYPE), "it is damaged at byte 1024$"),
+        (_header("dog/2.png", -512, type=tarfile.GNUTYPE_SPARSE), "it is damaged at byte 1024$"),
+        (_header("a/" * 2049), "a name of 4098 bytes at byte 1024 is longer than 4096$"),
+        (_header("x", pax={"linkpath": "ä" * 2049}), "a name of 4098 bytes at byte 1024 is"),
+    ],
+)
+@pytest.mark.parametrize("list_them", [read, count_in_tar])
+def test_headers_that_lead_astray_are_refused(list_them, header, message, tmp_path):
+    content = _header("dog/1.png", 8) + bytes(512)
+    (tmp_path / "a.tar").write_bytes(content + header + bytes(10240))
+    with pytest.raises(UserError, match=message):
+        list_them(tmp_path / "a.tar")
+
+
+def test_a_size_for_all_members_does_not_reach_beyond_them(tmp_path):
+    header = tarfile.TarInfo.create_pax_global_header({"size": str(2**62)})
+    (tmp_path / "a.tar").write_bytes(header + _header("dog/1.png", 8) + bytes(10240))
+    with pytest.raises(UserError, match="it is damaged at byte 0"):
+        read(tmp_path / "a.tar")
 
 
 def test_images_that_cannot_be_read_are_named(tmp_path):

@@ -18,8 +18,33 @@ def test_images_and_labels_are_image_folders(tmp_path):
     assert found == theirs.samples
 
 
+def test_folders_in_a_class_and_links_are_walked_as_image_folder_walks_them(tmp_path):
+    root, other = make_tree(tmp_path / "val", ("a", "b"), 1), make_tree(tmp_path / "other", ("a",))
+    for folder in ("batch2", "batch2/deep", "batch2-b", "B", "x.png", "empty"):
+        (root / "a" / folder).mkdir()
+    for file in ("batch2/0", "batch2/deep/0", "batch2-b/0", "B/0", "x.png/0", "z", "B0"):
+        make_image(0).save(root / "a" / f"{file}.png")
+    (root / "b/0.png").unlink()
+    (root / "b/linked").symlink_to(other, target_is_directory=True)
+    (root / "b/a").symlink_to(root / "a", target_is_directory=True)
+    (root / "b/1.png").symlink_to(root / "a/0.png")
+    ours, theirs = read_tree(root), torchvision.datasets.ImageFolder(str(root))
+    found = [(str(ours.path(i)), ours.labels[i]) for i in range(len(ours))]
+    assert found == theirs.samples and len(found) == 8 + 11
+
+
+@pytest.mark.parametrize("target", [".", "..", "../b"])
+def test_a_cycle_of_links_is_refused(target, tmp_path):
+    root = make_tree(tmp_path / "val", ("a", "b"), 1)
+    (root / "a/link").symlink_to(target, target_is_directory=True)
+    (root / "b/link").symlink_to("../a", target_is_directory=True)
+    with pytest.raises(UserError, match="link.* is a folder that it is in, by a link: remove"):
+        read_tree(root)
+
+
 def test_other_and_hidden_files_are_left_out(tmp_path):
     root = make_tree(tmp_path / "val", ("a", "b"), 1)
+    make_tree(root / "a", (".thumbnails",), 1)
     (root / "labels.csv").write_text("x")
     (root / ".cache").mkdir()
     (root / "a/._0.png").write_bytes(b"x")
@@ -106,6 +131,21 @@ def test_images_are_read_as_torchvision_reads_them(mode, tmp_path):
     make_image(1).convert(mode).save(file)
     theirs = torchvision.datasets.folder.pil_loader(str(file))
     np.testing.assert_array_equal(np.asarray(read_rgb(file)), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_of_16_bits_the_higher_8_are_kept(suffix, tmp_path):
+    deep = np.array([[0, 255, 256, 1000, 65535]], dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / f"a.{suffix}")
+    image = read_rgb(tmp_path / f"a.{suffix}")
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image)[0], [[v] * 3 for v in (0, 0, 1, 3, 255)])
+
+
+def test_floating_point_numbers_are_refused(tmp_path):
+    Image.fromarray(np.float32([[0.5]])).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="image .*a.tif: floating-point numbers have no known"):
+        read_rgb(tmp_path / "a.tif")
 
 
 def test_orientation_is_not_applied(tmp_path):

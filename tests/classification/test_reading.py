@@ -32,15 +32,18 @@ def labelled(images):
     )
 
 
-@pytest.mark.parametrize("test", ["val", "test"])
-def test_a_folder_of_splits_is_read_by_split(test, tmp_path):
-    make_tree(tmp_path / "train", ("a", "b"), 2)
+@pytest.mark.parametrize(
+    "name, test",
+    [("train", "val"), ("train", "test"), ("train", "valid"), ("training", "validation")],
+)
+def test_a_folder_of_splits_is_read_by_split(name, test, tmp_path):
+    make_tree(tmp_path / name, ("a", "b"), 2)
     make_tree(tmp_path / test, ("a", "b"), 1)
     (tmp_path / "devkit").mkdir()
     train, tested = read_images(tmp_path, "train"), read_images(str(tmp_path), "test")
-    assert isinstance(train, ImageTree) and train.root == tmp_path / "train" and len(train) == 4
+    assert isinstance(train, ImageTree) and train.root == tmp_path / name and len(train) == 4
     assert tested.root == tmp_path / test and len(tested) == 2
-    assert read_images(tmp_path / "train", "test").root == tmp_path / "train"
+    assert read_images(tmp_path / name, "test").root == tmp_path / name
 
 
 def test_val_is_taken_before_test(tmp_path):
@@ -163,7 +166,10 @@ def test_patterns_stand_for_files(pattern, names, tmp_path):
         ("list.txt", "list.txt is no tar file: give a folder of images by class, .tar files, or"),
         ("empty", "has no folder for each class: give .*<class>/<image>"),
         ("flat", "flat holds 1 images and no folder for each class: move them"),
-        ("above", r"above/train holds no image \(.*\) but folders: if a, b are the classes, give"),
+        ("above", "images holds no image but folders: if a, b are the classes, give .*/images$"),
+        ("lone", "give .*lone/train for training alone$"),
+        ("held", "give .*held/val for testing alone$"),
+        ("x" * 300, "/x{300} cannot be read: File name too long$"),
         ("packed", "packed holds cifar-10-python.tar.gz, which is compressed: unpack it"),
         ("packed/cifar-10-python.tar.gz", "cifar-10-python.tar.gz is compressed, .*: unpack it"),
         ("a-0.tar", "a-0.tar is no whole tar file"),
@@ -176,10 +182,41 @@ def test_a_wrong_path_is_explained(path, message, tmp_path):
     (tmp_path / "list.txt").touch()
     (tmp_path / "packed/cifar-10-python.tar.gz").touch()
     make_image(0).save(tmp_path / "flat/1.png")
-    make_tree(tmp_path / "above/train", ("a", "b"), 1)
+    for folder in ("above/images", "lone/train", "lone/holdout", "held/val", "held/devkit"):
+        make_tree(tmp_path / folder, ("a", "b"), 1)
     with pytest.raises(UserError, match=message) as caught:
         read_images(tmp_path / path, "train")
     assert "\n" not in str(caught.value)
+
+
+def test_a_class_may_be_called_as_a_split(tmp_path):
+    make_tree(tmp_path / "plain", ("bus", "train"), 2)
+    make_tree(tmp_path / "plain/train", ("first", "second"), 1)
+    for name in ("bus", "train"):  # as Tiny ImageNet
+        make_tree(tmp_path / "deep" / name, ("images",), 2)
+    for folder, counts in (("plain", [2, 4]), ("deep", [2, 2])):
+        images = read_images(tmp_path / folder, "train")
+        assert images.classes == ("bus", "train")
+        assert np.bincount(images.labels).tolist() == counts
+
+
+def test_a_long_pattern_of_short_names_is_no_long_name(tmp_path):
+    write_tar(tmp_path / "a-0000.tar", {"a/1.png": 1})
+    names = ",".join(["a-0000"] * 50)
+    assert len(read_images(tmp_path / f"{{{names}}}.tar", "train")) == 50
+
+
+@pytest.mark.parametrize(
+    "name, method", [("set", "is_file"), ("set", "is_dir"), ("set", "iterdir"), ("a.tar", "exists")]
+)
+def test_what_the_system_does_not_let_us_see_is_named(name, method, tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    make_tree(tmp_path / "set", ("a",), 1)
+    monkeypatch.setattr(type(tmp_path), method, refuse)
+    with pytest.raises(UserError, match=f"/{name}.* cannot be read: Permission denied$"):
+        read_images(tmp_path / name, "train")
 
 
 def test_a_split_is_train_or_test(tmp_path):

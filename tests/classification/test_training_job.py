@@ -297,6 +297,11 @@ def test_too_many_images_that_cannot_be_read_are_named(config, tmp_path, capsys)
     error = last_line(capsys)
     assert "2 images cannot be used, more than DATALOADER.MAX_SKIPPED_IMAGES 1" in error
     assert all(f"cannot read image {name}: " in error for name in broken)
+    for name in list(broken)[:1]:  # mended, and the run begun anew in the same folder
+        shutil.copy(data / "train/bee/0.png", name)
+    assert run(tmp_path / "one", data, "DATALOADER.MAX_SKIPPED_IMAGES", "1", config=config) == 0
+    _break(data / "train", "ant/1.png", "cat/7.png")
+    capsys.readouterr()
     assert run(tmp_path / "none", data, "DATALOADER.MAX_SKIPPED_IMAGES", "0", config=config) == 1
     error = last_line(capsys)
     assert any(error.startswith(f"error: cannot read image {name}: ") for name in broken)

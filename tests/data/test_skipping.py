@@ -17,8 +17,8 @@ def mapper(*broken):
     return call
 
 
-def dataset(tmp_path, *broken, limit=2):
-    skipped = SkippedImages(tmp_path / "skipped_images.jsonl", limit)
+def dataset(tmp_path, *broken, limit=2, finder=""):
+    skipped = SkippedImages(tmp_path / "skipped_images.jsonl", limit, finder)
     return SkippingDataset(RECORDS, mapper(*broken), skipped)
 
 
@@ -38,14 +38,18 @@ def test_a_broken_image_gives_way_to_the_next_and_is_said_once(tmp_path, caplog)
     assert [json.loads(line)["file_name"] for line in lines] == ["2.jpg", "5.jpg"]
 
 
-def test_one_too_many_stops_with_the_list(tmp_path):
-    data = dataset(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+@pytest.mark.parametrize(
+    "finder, advice",
+    [("", ""), ("python tools/check_data.py", "; python tools/check_data.py finds all")],
+)
+def test_one_too_many_stops_with_the_list(finder, advice, tmp_path):
+    data = dataset(tmp_path, "1.jpg", "2.jpg", "3.jpg", finder=finder)
     with pytest.raises(UserError) as caught:
         data[1]
     message = str(caught.value)
     assert message.startswith(
-        "3 images cannot be used, more than DATALOADER.MAX_SKIPPED_IMAGES 2; python "
-        "tools/check_data.py finds all: cannot read image 1.jpg: broken; "
+        f"3 images cannot be used, more than DATALOADER.MAX_SKIPPED_IMAGES 2{advice}: "
+        "cannot read image 1.jpg: broken; "
     )
     assert message.endswith("cannot read image 3.jpg: broken")
     assert "\n" not in message
