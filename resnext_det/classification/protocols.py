@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from ..images import MAX_PIXELS
 from ..weights.catalog import PublishedWeights
 
 # He et al., CVPR 2016, Section 3.4: shorter sides of the fully-convolutional test
@@ -76,10 +77,10 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.crops not in CROPS:
-            raise UserError(f"--crops {self.crops} is not one of {', '.join(CROPS)}")
+            raise UserError(f"crops {self.crops} is not one of {', '.join(CROPS)}")
         if self.interpolation not in INTERPOLATIONS:
             known = " or ".join(INTERPOLATIONS)
-            raise UserError(f"--interpolation {self.interpolation} is not {known}")
+            raise UserError(f"interpolation {self.interpolation} is not {known}")
         named = (
             ("size", self.size),
             ("resize", self.resize),
@@ -87,13 +88,13 @@ class Protocol:
         )
         for name, value in named:
             if not SMALLEST <= value <= LARGEST:
-                raise UserError(f"--{name} {value} is not in {SMALLEST}..{LARGEST} pixels")
+                raise UserError(f"{name} {value} is not in {SMALLEST}..{LARGEST} pixels")
         if self.resize < self.size:
             raise UserError(
-                f"--resize {self.resize} is less than --size {self.size}: no crop fits the image"
+                f"resize {self.resize} is less than size {self.size}: no crop fits the image"
             )
         if not self.scales:
-            raise UserError("--scales: name at least one shorter side")
+            raise UserError("scales: name at least one shorter side")
 
     @property
     def views(self) -> int:
@@ -118,6 +119,9 @@ class Protocol:
         Returns:
             Arrays of (V, H, W, 3), RGB, uint8, 0..255: one of all crops; for "dense" one for each
             scale, of the image and its mirror image.
+
+        Raises:
+            UserError: see `resize`.
         """
         if self.crops == "dense":
             pixels = [np.asarray(resize(image, s, self.interpolation)) for s in self.scales]
@@ -129,12 +133,21 @@ class Protocol:
 
 
 def resize(image: Image.Image, shorter: int, interpolation: str = "bilinear") -> Image.Image:
-    """Resize to a shorter side of `shorter` pixels; the longer one is rounded down."""
+    """Resize to a shorter side of `shorter` pixels; the longer one is rounded down.
+
+    Raises:
+        UserError: if that has more pixels than an image may have.
+    """
     width, height = image.size
     if width <= height:
         size = (shorter, int(shorter * height / width))
     else:
         size = (int(shorter * width / height), shorter)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UserError(
+            f"{width} x {height} pixels resized to a shorter side of {shorter} are "
+            f"{size[0]} x {size[1]}, more than {MAX_PIXELS}"
+        )
     return image if size == image.size else image.resize(size, RESAMPLING[interpolation])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..engine.failures import explain_dead_worker, is_out_of_memory
 from ..errors import UserError
 from .image_set import ImageSet
 from .protocols import Protocol
@@ -57,9 +58,13 @@ class ViewsOfImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[list[np.ndarray], int] | str:
         try:
-            views = self._protocol.cut(self._images.read(index))
+            image = self._images.read(index)
         except UserError as error:
             return str(error)
+        try:
+            views = self._protocol.cut(image)
+        except UserError as error:
+            return f"cannot use image {self._images.name(index)}: {error}"
         return views, int(self._images.labels[index])
 
 
@@ -88,20 +93,26 @@ def run_test(
         skip: how many images that cannot be read may be left out.
 
     Raises:
-        UserError: for more such images than `skip`, with the first of them, if none is left, or if
-            logits are not finite.
+        UserError: for more such images than `skip`, with the first of them, if none is left, if
+            logits are not finite, or for want of memory.
     """
     outcome = Outcome(errors)
     start = time.perf_counter()
-    with torch.inference_mode(), tqdm(total=len(images), unit="image", disable=None) as bar:
-        for groups, labels, unreadable in _loader(images, protocol, batch, workers, device):
-            for reason in unreadable:
-                _leave_out(outcome.unreadable, reason, skip)
-            if len(labels):
-                logits = mean_logits(model, groups, len(labels), batch, device).cpu()
-                for one in errors.values():
-                    one.add(logits, labels)
-            bar.update(len(labels) + len(unreadable))
+    batches = _loader(images, protocol, batch, workers, device)
+    try:
+        with torch.inference_mode(), tqdm(total=len(images), unit="image", disable=None) as bar:
+            for groups, labels, unreadable in batches:
+                for reason in unreadable:
+                    _leave_out(outcome.unreadable, reason, skip)
+                if len(labels):
+                    logits = mean_logits(model, groups, len(labels), batch, device).cpu()
+                    for one in errors.values():
+                        one.add(logits, labels)
+                bar.update(len(labels) + len(unreadable))
+    except (MemoryError, RuntimeError) as error:
+        if reason := _want_of_memory(error, batch, workers):
+            raise UserError(reason) from error
+        raise
     outcome.seconds = time.perf_counter() - start
     if not outcome.images:
         raise UserError(f"{images.root}: no image could be read, e.g. {outcome.unreadable[0]}")
@@ -158,6 +169,18 @@ def _collate(items: Sequence[tuple[list[np.ndarray], int] | str]) -> Batch:
         for views in zip(*(views for views, _ in readable), strict=True)
     ]
     return groups, torch.tensor([label for _, label in readable], dtype=torch.long), unreadable
+
+
+def _want_of_memory(error: BaseException, batch: int, workers: int) -> str | None:
+    """One line for a test that ran out of memory or lost a process; None for anything else."""
+    if is_out_of_memory(error):
+        what = "out of memory"
+    elif explain_dead_worker(error):
+        text = " ".join(str(error).split())
+        what = f"a data worker died ({text}), most often for want of memory,"
+    else:
+        return None
+    return f"{what} with --batch {batch} --workers {workers}: lower these, or test smaller images"
 
 
 def _leave_out(unreadable: list[str], reason: str, skip: int) -> None:

@@ -232,7 +232,11 @@ class TestImages(Dataset):
             UserError: if the image cannot be read.
         """
         images = self._images
-        (views,) = self._protocol.cut(images.read(index))
+        image = images.read(index)
+        try:
+            (views,) = self._protocol.cut(image)
+        except UserError as error:
+            raise UserError(f"{images.name(index)}: {error}") from error
         return Item(views[0], int(images.labels[index]), images.name(index))
 
 

@@ -11,10 +11,13 @@ Shape = tuple[int, ...]
 # What ImageNet weights hold; every tensor under these must arrive. FPN's own layers lie beside.
 _BODY = re.compile(r"^(?:backbone\.bottom_up|backbone|roi_heads)\.((?:stem|res\d)\..+)$")
 _BARE = re.compile(r"^(?:.*\.)?((?:stem|res\d)\..+)$")
+_OFFSETS = ".conv2_offset."  # of deformable layers; Detectron2 starts them from zeros
 
 
 def body_names(model: Iterable[str]) -> dict[str, str]:
     """The tensors of the ResNeXt (stem, res2..res5, a C4 head's res5) among a model's.
+
+    Offsets of deformable layers are left out: they may be new, as heads may.
 
     Args:
         model: names of a detector's tensors, or of a bare network's.
@@ -22,6 +25,11 @@ def body_names(model: Iterable[str]) -> dict[str, str]:
     Returns:
         Name -> name in a bare backbone.
     """
+    return {name: short for name, short in _all_names(model).items() if _OFFSETS not in name}
+
+
+def _all_names(model: Iterable[str]) -> dict[str, str]:
+    """As `body_names`, and the offsets."""
     names = list(model)
     names = [n for n in names if _BODY.match(n)] or [n for n in names if backbone_name(n)]
     return {name: backbone_name(name) for name in names}
@@ -43,8 +51,8 @@ class Arrival:
     """What became of the tensors of a model's backbone, by their names in a bare backbone.
 
     Attributes:
-        total: number of them in the model.
-        missing: in the model and not in the file.
+        total: number of them in the model, without offsets of deformable layers.
+        missing: in the model and not in the file, which offsets need not be.
         unused: in the file, in the stem or a stage that the model has, and not in the model.
         wrong: of another shape: name -> (shape in the file, shape in the model).
         file: all of the file's tensors, by its own names.
@@ -70,10 +78,10 @@ class Arrival:
             lost: the detector's tensors that did not load.
         """
         lost = set(lost)
-        body = body_names(model)
-        in_model = {short: model[name] for name, short in body.items()}
+        names = _all_names(model)
+        in_model = {short: model[name] for name, short in names.items()}
         in_file = _in_backbone(file)
-        not_loaded = [short for name, short in body.items() if name in lost]
+        not_loaded = [short for name, short in names.items() if name in lost]
         wrong = {
             short: (in_file[short], in_model[short])
             for short in not_loaded
@@ -85,14 +93,15 @@ class Arrival:
             for short in in_file
             if short.split(".")[0] in stages and short not in in_model and not is_counter(short)
         ]
-        missing = [short for short in not_loaded if short not in wrong]
+        body = body_names(model)
+        missing = [s for name, s in body.items() if name in lost and s not in wrong]
         return cls(len(body), missing, unused, wrong, file, in_model)
 
     @classmethod
     def expected(cls, model: Mapping[str, Shape], file: Mapping[str, Shape]) -> "Arrival":
         """What would load if each tensor of the file found its place."""
         in_file = _in_backbone(file)
-        lost = [n for n, short in body_names(model).items() if in_file.get(short) != model[n]]
+        lost = [n for n, short in _all_names(model).items() if in_file.get(short) != model[n]]
         return cls.of(model, file, lost)
 
     @property
@@ -153,6 +162,8 @@ class Arrival:
         odd = [*self.missing, *self.unused]
         if odd and all(".shortcut." in name for name in odd):
             return "one of them has shortcuts, the other none (MODEL.RESNEXT.RESIDUAL)"
+        if odd and all(_OFFSETS in name for name in odd):
+            return "the file has deformable layers (MODEL.RESNETS.DEFORM_ON_PER_STAGE)"
         if odd and all(".norm." in name for name in odd):
             return "another MODEL.RESNETS.NORM than the file's"
         return "another network: shortcuts, stem or channels differ"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..modeling import CifarResNeXt, ResNeXt
-from ..variants import BLOCKS_PER_STAGE, Variant
+from ..variants import BLOCKS_PER_STAGE
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,33 @@ def network_of(
         UserError: if they are no ResNet or ResNeXt with bottleneck blocks of a known depth.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    _check_shapes(shapes, file)
+    blocks = []
+    for stage in range(2, 6):
+        found = {int(m[1]) for n in shapes if (m := re.match(rf"res{stage}\.(\d+)\.", n))}
+        if found != set(range(len(found))):
+            absent = min(set(range(len(found))) - found)
+            raise UserError(f"{file}: res{stage}.{absent} is missing: the file is incomplete")
+        if found:
+            blocks.append(len(found))
+    cifar = shapes["stem.conv1.weight"][2:] == (3, 3)
+    channels, width = shapes["res2.0.conv2.weight"][:2]
+    classifier = shapes.get("linear.weight")
+    network = Network(
+        blocks=tuple(blocks),
+        cardinality=channels // width,
+        width=width,
+        stem_channels=shapes["stem.conv1.weight"][0],
+        res2_channels=shapes["res2.0.conv3.weight"][0],
+        num_classes=classifier and classifier[0],
+        residual=not may_lack_shortcuts or any(".shortcut." in name for name in shapes),
+    )
+    _check(network, cifar, file)
+    return network
+
+
+def _check_shapes(shapes: Mapping[str, tuple[int, ...]], file: str) -> None:
+    """Raise a UserError for shapes that tell no network."""
     for name in ("stem.conv1.weight", "res2.0.conv2.weight", "res2.0.conv3.weight"):
         if len(shapes.get(name, ())) != 4:
             why = "no such tensor" if name not in shapes else f"shape {shapes[name]}"
@@ -108,28 +135,20 @@ def network_of(
                 f"{file} is no ResNeXt with bottleneck blocks: {name} ({why})"
                 + ("" if "res2.0.conv1.weight" not in shapes else "; basic blocks of ResNet-18/34?")
             )
-    blocks = []
-    for stage in range(2, 6):
-        found = {int(m[1]) for n in shapes if (m := re.match(rf"res{stage}\.(\d+)\.", n))}
-        if found != set(range(len(found))):
-            absent = min(set(range(max(found))) - found)
-            raise UserError(f"{file}: res{stage}.{absent} is missing: the file is incomplete")
-        if found:
-            blocks.append(len(found))
-    cifar = shapes["stem.conv1.weight"][2:] == (3, 3)
-    channels, width = shapes["res2.0.conv2.weight"][:2]
-    classes = shapes.get("linear.weight", (None,))[0]
-    network = Network(
-        blocks=tuple(blocks),
-        cardinality=channels // width if width else 0,
-        width=width,
-        stem_channels=shapes["stem.conv1.weight"][0],
-        res2_channels=shapes["res2.0.conv3.weight"][0],
-        num_classes=classes,
-        residual=not may_lack_shortcuts or any(".shortcut." in name for name in shapes),
-    )
-    _check(network, cifar, file)
-    return network
+    for name, shape in shapes.items():
+        if 0 in shape:
+            raise UserError(f"{file}: {name} of shape {shape} is empty: the file is damaged")
+    grouped = shapes["res2.0.conv2.weight"]
+    if grouped[0] < grouped[1]:
+        raise UserError(
+            f"{file} is no ResNeXt: res2.0.conv2.weight of shape {grouped} has fewer channels than "
+            "one of its groups takes"
+        )
+    classifier = shapes.get("linear.weight")
+    if classifier is not None and len(classifier) != 2:
+        raise UserError(
+            f"{file}: linear.weight of shape {classifier} is no classifier, of (classes, channels)"
+        )
 
 
 def _check(network: Network, cifar: bool, file: str) -> None:
@@ -148,10 +167,6 @@ def _check(network: Network, cifar: bool, file: str) -> None:
             + "; ".join(f"{d}: {', '.join(map(str, b))}" for d, b in BLOCKS_PER_STAGE.items())
             + "): another network, or an incomplete file"
         )
-    try:
-        Variant(network.depth, network.cardinality, network.width)
-    except ValueError as error:
-        raise UserError(f"{file} is no ResNeXt: {error}") from error
 
 
 def check_complete(network: Network, tensors: Mapping[str, Tensor], file: str) -> None:

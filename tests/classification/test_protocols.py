@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
@@ -70,6 +71,15 @@ def test_dense_views_are_whole_images_and_their_mirror_images():
         theirs = transforms.Resize(shorter)(image)
         np.testing.assert_array_equal(view[0], to_numpy(theirs))
         np.testing.assert_array_equal(view[1], to_numpy(F.hflip(theirs)))
+
+
+@pytest.mark.parametrize("crops", ["1", "10", "dense"])
+def test_an_image_that_resizing_makes_too_large_is_refused(crops):
+    image = Image.new("RGB", (1500, 1))
+    message = "^1500 x 1 pixels resized to a shorter side of 256 are 384000 x 256, more than 89"
+    with pytest.raises(UserError, match=message):
+        Protocol(crops=crops, scales=(256,)).cut(image)
+    assert Protocol(size=32, resize=32).cut(image)[0].shape == (1, 32, 32, 3)
 
 
 def test_the_number_of_views_is_that_of_the_arrays():
@@ -144,12 +154,12 @@ def test_at_320_the_shorter_side_is_the_crops():
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"crops": "5"}, "--crops 5 is not one of 1, 10, dense"),
-        ({"interpolation": "area"}, "--interpolation area is not bilinear or bicubic"),
-        ({"size": 16}, "--size 16 is not in 32..4096 pixels"),
-        ({"scales": (224, 9000)}, "--scales 9000 is not in 32..4096 pixels"),
-        ({"scales": ()}, "--scales: name at least one"),
-        ({"size": 320}, "--resize 256 is less than --size 320: no crop fits the image"),
+        ({"crops": "5"}, "crops 5 is not one of 1, 10, dense"),
+        ({"interpolation": "area"}, "interpolation area is not bilinear or bicubic"),
+        ({"size": 16}, "size 16 is not in 32..4096 pixels"),
+        ({"scales": (224, 9000)}, "scales 9000 is not in 32..4096 pixels"),
+        ({"scales": ()}, "scales: name at least one"),
+        ({"size": 320}, "resize 256 is less than size 320: no crop fits the image"),
     ],
 )
 def test_an_impossible_protocol_is_one_line(values, message):

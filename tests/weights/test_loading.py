@@ -165,6 +165,74 @@ def test_a_detectors_own_checkpoint_comes_back(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
 
 
+def with_offsets(network, channels=18):
+    """Give res3 the layers that tell where a deformable one looks; none is run here."""
+    for block in network.res3:
+        block.conv2_offset = torch.nn.Conv2d(block.conv1.out_channels, channels, 3)
+    return network
+
+
+def deformable_detector(**options):
+    model = detector()
+    with_offsets(model.backbone.bottom_up, **options)
+    return model
+
+
+def offsets_of(model):
+    return {name: t for name, t in model.state_dict().items() if ".conv2_offset." in name}
+
+
+def test_offsets_of_deformable_layers_are_new_beside_imagenet_weights(tmp_path):
+    network = small_backbone()
+    file = heuristic_file(network.state_dict(), tmp_path / "w.pth")
+    model = deformable_detector()
+    before = {name: tensor.clone() for name, tensor in offsets_of(model).items()}
+    checkpointer = StrictCheckpointer(model)
+    checkpointer.load(file)
+    body = {k: v for k, v in network.state_dict().items() if not k.endswith("tracked")}
+    heads = len([n for n in model.state_dict() if not n.endswith("tracked")]) - len(body)
+    count = f"{len(body)}/{len(body)}"
+    assert checkpointer.summary == f"backbone: {count} tensors loaded; heads: 0/{heads}"
+    assert len(before) == 4
+    for name, tensor in offsets_of(model).items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    for name, tensor in body.items():
+        loaded = model.backbone.bottom_up.state_dict()[name]
+        torch.testing.assert_close(loaded, tensor, rtol=0, atol=0)
+
+
+def test_trained_offsets_come_back_and_none_may_be_lost(tmp_path):
+    model = randomise(deformable_detector(), seed=1)
+    StrictCheckpointer(model, str(tmp_path)).save("model_final")
+    again = deformable_detector()
+    checkpointer = StrictCheckpointer(again)
+    checkpointer.whole_model = True
+    checkpointer.load(str(tmp_path / "model_final.pth"))
+    for name, tensor in offsets_of(model).items():
+        torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
+    lost = "backbone.bottom_up.res3.1.conv2_offset.bias"
+    rest = {name: tensor for name, tensor in model.state_dict().items() if name != lost}
+    torch.save({"model": rest}, tmp_path / "part.pth")
+    with pytest.raises(UserError, match=f"1 of .* did not load, e.g. {lost}"):
+        checkpointer.load(str(tmp_path / "part.pth"))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (detector, r"Unused in the file: res3.0.conv2_offset.weight.*DEFORM_ON_PER_STAGE"),
+        (
+            lambda: deformable_detector(channels=27),
+            r"Of another shape: res3.0.conv2_offset.weight \(file \(18, .*model \(27,",
+        ),
+    ],
+)
+def test_offsets_of_a_file_that_the_model_does_not_have_are_an_error(build, message, tmp_path):
+    file = heuristic_file(with_offsets(small_backbone()).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=message):
+        StrictCheckpointer(build()).load(file)
+
+
 class Attack:
     def __reduce__(self):
         return print, ("executed",)
