@@ -237,6 +237,8 @@ def dump_config(cfg: CfgNode) -> str:
 
 
 def _apply_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
+    if overrides and not re.search("[A-Za-z]", overrides[0]):
+        raise UserError(f"{overrides[0]!r} is no config key: overrides are KEY VALUE pairs, last")
     for word in overrides:
         if word.startswith("--"):
             raise UserError(f"{word} stands after the KEY VALUE overrides: put flags before them")

@@ -11,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tabulate import tabulate
 
 from ..data.drawing import save_figure
@@ -99,7 +100,7 @@ def figure7_parser() -> argparse.ArgumentParser:
 
 def _numbers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(map(int, text.split(",")))
+        return tuple(dict.fromkeys(map(int, text.split(","))))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not whole numbers like 8 or 1,2,4") from None
 
@@ -229,6 +230,8 @@ def draw(found: dict[str, Sequence[Point]], width: int, file: Path) -> None:
     axes.set_xlabel("parameters, millions")
     axes.set_ylabel("test error, %")
     axes.set_title(f"mean of {max(runs)} runs, bars: standard error" if max(runs) > 1 else "1 run")
+    axes.margins(x=0.1)  # room for the names
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, file, dpi=120)

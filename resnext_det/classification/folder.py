@@ -35,7 +35,7 @@ class ImageTree(ImageSet):
 
 
 def read_tree(
-    root: Path, classes: Sequence[str] | None = None, *, subset: bool = False
+    root: str | Path, classes: Sequence[str] | None = None, *, subset: bool = False
 ) -> ImageTree:
     """List the images of a tree, class by class, each class in the order of `list_images`.
 
@@ -49,6 +49,7 @@ def read_tree(
         UserError: if `root` is absent or has no folders, a folder holds no image, or as
             `list_images`, or if the folders are not `classes`.
     """
+    root = Path(root)
     found = list_classes(root)
     if classes is None:
         classes = found

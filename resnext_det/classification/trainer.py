@@ -1,6 +1,7 @@
 """The detectors' trainer with a classifier's data, and its errors as results."""
 
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from .record import RECORD, ClassifierRecord, require_same_classes
 from .topk import Errors
 from .training_data import build_test_loader, build_train_loader, classes_of, protocol_of, read_set
 
+logger = logging.getLogger(__name__)
+
 
 class ClassifierTrainer(Trainer):
     """Trains and evaluates classifiers; all else is `Trainer`'s."""
@@ -28,6 +31,14 @@ class ClassifierTrainer(Trainer):
     def __init__(self, cfg: CfgNode, signals: StopSignals | None = None) -> None:
         """See `Trainer`."""
         super().__init__(cfg, signals)
+        own = cfg.CLASSIFIER
+        if own.AUGMENTATION == "imagenet" and own.RESIZE > 2 * own.SIZE:
+            logger.warning(
+                "tests see a small part of an image, %d of %d pixels: set CLASSIFIER.RESIZE to "
+                "about 8/7 of CLASSIFIER.SIZE",
+                own.SIZE,
+                own.RESIZE,
+            )
         record = ClassifierRecord.of(protocol_of(cfg), self._loader.dataset.images.classes)
         self.checkpointer.notes[RECORD] = record.as_dict()
 

@@ -1,5 +1,6 @@
 """The images that a classifier is trained and, between, tested on, in batches of one size."""
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +74,24 @@ def read_set(cfg: CfgNode, split: str) -> ImageSet:
         raise UserError(f"DATASETS.{key} {list(names)}: a classifier takes one data set")
     # an absolute path stays as it is
     path = shape_crops_folder() if names[0] == SHAPE_CROPS else datasets_root() / names[0]
+    is_plain = not (glob.has_magic(names[0]) or "{" in names[0] or Path(names[0]).is_absolute())
+    if is_plain and not path.exists():
+        flag = {"train": "--train-data", "test": "--val-data"}[split]
+        raise UserError(
+            f"DATASETS.{key} {names[0]} is not below $DETECTRON2_DATASETS ({path}): say where the "
+            f"images are with --data or {flag}"
+        )
     known = classes_of(cfg)
     if known is None:
         images = read_images(path, split)
-        _require_classes(cfg, len(images.classes), str(images.root))
+        if split == "train":
+            _require_classes(cfg, len(images.classes), str(images.root))
+        elif len(images.classes) != cfg.CLASSIFIER.NUM_CLASSES:
+            raise UserError(
+                f"{images.root} has {len(images.classes)} classes to test, the network "
+                f"{cfg.CLASSIFIER.NUM_CLASSES} (CLASSIFIER.NUM_CLASSES): name test images of the "
+                "same classes (--val-data)"
+            )
     elif split == "train":
         images = read_images(path, split, known.classes, subset=True)
     else:  # Section 5.2 tests on ImageNet-1K's validation set

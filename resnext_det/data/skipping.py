@@ -64,7 +64,7 @@ class SkippedImages:
 
     def _explain(self, known: dict[str, str], file_name: str) -> str:
         if self._limit == 0:
-            return known[file_name]
+            return f"{known[file_name]} (DATALOADER.MAX_SKIPPED_IMAGES 0: none is left out)"
         listed = "; ".join(list(known.values())[:_SHOWN])
         more = f"; ... (all in {self._file})" if len(known) > _SHOWN else ""
         return (

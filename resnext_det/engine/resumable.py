@@ -16,6 +16,7 @@ from detectron2.utils import comm
 
 from ..errors import UserError
 from .job import format_results, train_or_evaluate
+from .resuming import config_changes
 from .setup import read_config
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,13 @@ def train_or_skip(
     trained, evaluated, begun = on_main(lambda: _progress(folder, cfg.SOLVER.MAX_ITER))
     if trained and (evaluated or not needs_results):
         logger.info("%s is finished: skipped", folder)
+        changes = [] if getattr(args, "auto_scale", False) else config_changes(folder, cfg)
+        if changes:
+            logger.warning(
+                "%s was run with another config, and is not run again:\n  %s",
+                folder,
+                "\n  ".join(changes),
+            )
         results = read_results(folder) if evaluated and comm.is_main_process() else {}
         if results:
             logger.info("its results, in percent:\n%s", kind.show(results, cfg))

@@ -182,6 +182,7 @@ def test_all_networks_are_trained_and_a_second_command_goes_on(data, tmp_path, m
     assert [file.stat().st_mtime_ns for file in finished] == before
     printed = capsys.readouterr().out
     assert printed.count("is finished: skipped") == 3
+    assert "was run with another config" not in printed
 
     content = json.loads((output / "figure7.json").read_text())
     assert [[p["network"] for p in content[s]] for s in ("cardinality", "width")] == [
@@ -200,6 +201,19 @@ def test_all_networks_are_trained_and_a_second_command_goes_on(data, tmp_path, m
             assert f"SEED: {seed}\n" in (folder / "config.yaml").read_text()
     with Image.open(output / "figure7.png") as image:
         assert image.format == "PNG"
+
+
+def test_finished_runs_of_other_settings_are_named(data, tmp_path, monkeypatch, capsys):
+    output, series = tmp_path / "output", ("--cardinalities", "2", "--width", 2, "--widths", 2)
+    assert run(output, data, series=series) == 0
+    capsys.readouterr()
+    assert run(output, data, "--resume", series=series) == 0
+    assert "another config" not in capsys.readouterr().out
+    monkeypatch.setitem(TINY, "SOLVER.BASE_LR", 0.5)
+    assert run(output, data, "--resume", series=series) == 0
+    printed = capsys.readouterr().out
+    assert "2x2d/seed1 was run with another config, and is not run again:" in printed
+    assert "-> 0.5" in printed
 
 
 def test_a_network_of_both_series_is_trained_once(data, tmp_path, monkeypatch):
@@ -239,6 +253,7 @@ def test_a_network_of_both_series_is_trained_once(data, tmp_path, monkeypatch):
             "MODEL.RESNETS names no network: cardinality and width are at least 1",
         ),
         (["--config-file", "quick/faster_rcnn_X26_8x4d_FPN"], "is no ImageClassifier: train it"),
+        (["--widths", "4", "8"], "'8' is no config key: overrides are KEY VALUE pairs"),
         (["SOLVER.MAX_ITERS", 5], "unknown config key 'SOLVER.MAX_ITERS'; did you mean"),
     ],
 )
@@ -251,7 +266,7 @@ def test_mistakes_are_one_line_before_any_training(words, message, tmp_path, mon
 
 
 def test_overrides_follow_lists_of_numbers(capsys):
-    args = figure7_parser().parse_args(["--cardinalities", "1,8", "--widths", "18", "SEED", "3"])
+    args = figure7_parser().parse_args(["--cardinalities", "1,8,1", "--widths", "18", "SEED", "3"])
     assert (args.cardinalities, args.widths, args.opts) == ((1, 8), (18,), ["SEED", "3"])
     with pytest.raises(SystemExit):
         figure7_parser().parse_args(["--widths", "18,wide"])

@@ -432,8 +432,30 @@ def test_test_data_of_other_classes_is_noticed_before_training(tmp_path, capsys)
     colour_tree(tmp_path / "more", ("dog",))
     shutil.copytree(tmp_path / "more/dog", data / "val/dog")
     assert run(tmp_path / "output", data) == 1
-    assert f"{data}/val has 4 classes, CLASSIFIER.NUM_CLASSES is 3" in last_line(capsys)
+    assert f"{data}/val has 4 classes to test, the network 3" in last_line(capsys)
     assert not (tmp_path / "output/last_checkpoint").exists()
+
+
+def test_a_data_set_that_is_nowhere_is_named_with_the_flags(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert run(tmp_path / "output", None) == 1
+    error = last_line(capsys)
+    assert f"DATASETS.TRAIN cifar10 is not below $DETECTRON2_DATASETS ({tmp_path}/cifar10)" in error
+    assert error.endswith("say where the images are with --data or --train-data\n")
+    data = colour_data(tmp_path / "data")
+    words = ("DATASETS.TRAIN", f"('{data / 'train'}',)")
+    assert run(tmp_path / "output", None, *words) == 1
+    assert "DATASETS.TEST cifar10 is not below" in (error := last_line(capsys))
+    assert error.endswith("with --data or --val-data\n")
+
+
+def test_small_crops_of_large_images_are_warned_of(data, tmp_path, capsys):
+    words = ("SOLVER.MAX_ITER", "1", "CLASSIFIER.RESIZE", "65")
+    assert run(tmp_path / "output", data, *words, config=IMAGENET) == 0
+    assert "tests see a small part of an image, 32 of 65 pixels" in capsys.readouterr().out
+    words = ("SOLVER.MAX_ITER", "1", "CLASSIFIER.RESIZE", "64")
+    assert run(tmp_path / "other", data, *words, config=IMAGENET) == 0
+    assert "small part" not in capsys.readouterr().out
 
 
 def test_a_batch_that_processes_cannot_share_is_named(monkeypatch):
