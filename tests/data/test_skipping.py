@@ -64,7 +64,9 @@ def test_workers_of_one_run_share_the_count(tmp_path):
 
 
 def test_without_a_budget_the_first_broken_image_is_the_error(tmp_path):
-    with pytest.raises(UserError, match=r"^cannot read image 1.jpg: broken \(DATALOADER.MAX_SKIPPED"):
+    with pytest.raises(
+        UserError, match=r"^cannot read image 1.jpg: broken \(DATALOADER.MAX_SKIPPED"
+    ):
         dataset(tmp_path, "1.jpg", limit=0)[1]
 
 
