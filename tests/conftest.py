@@ -4,6 +4,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
+from resnext_det.data.coco_splits import KEYPOINT_SPLITS, SPLITS
 from resnext_det.data.shapes import SPLIT_SIZES
 
 
@@ -19,9 +20,9 @@ def loggers_as_they_were():
 
 
 @pytest.fixture(autouse=True)
-def embedded_images_are_forgotten():
-    """Tests draw the embedded images into folders of their own."""
+def places_of_data_are_forgotten():
+    """Tests put the embedded images and COCO's splits into folders of their own."""
     yield
-    for name in SPLIT_SIZES:
+    for name in (*SPLIT_SIZES, *SPLITS, *KEYPOINT_SPLITS):
         for key in ("json_file", "image_root"):
             vars(MetadataCatalog.get(name)).pop(key, None)

@@ -116,10 +116,11 @@ def fingerprint(name: str) -> dict:
 
     Images are not read.
     """
-    if not MetadataCatalog.get(name).get("json_file"):
+    known = MetadataCatalog.get(name)
+    if not Path(known.get("json_file") or "").is_file():
         records = DatasetCatalog.get(name)  # loading a split finds its file
-    file = MetadataCatalog.get(name).get("json_file")
-    if file and Path(file).is_file():
+    file = Path(known.get("json_file") or "")
+    if file.is_file():
         return {"annotation_file": str(file), "sha256": sha256_of(file)}
     text = json.dumps(records, sort_keys=True, default=str)
     return {"images": len(records), "sha256": hashlib.sha256(text.encode()).hexdigest()}

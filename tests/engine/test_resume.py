@@ -8,7 +8,9 @@ import time
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from resnext_det.engine.record import fingerprint
 from resnext_det.engine.resuming import newest_checkpoint
 from tests.engine.jobs import Run, assert_same_run, final_state
 
@@ -250,6 +252,17 @@ def test_the_folder_records_what_ran(tmp_path):
         file = next((tmp_path / "datasets").rglob(f"{name}.json"))
         digest = os.popen(f"sha256sum {file}").read().split()[0]
         assert found == {"annotation_file": str(file), "sha256": digest}
+
+
+def test_a_data_set_whose_file_is_gone_is_told_by_its_records(tmp_path):
+    MetadataCatalog.get("gone").json_file = str(tmp_path / "gone.json")
+    DatasetCatalog.register("gone", lambda: [{"file_name": "a.jpg"}, {"file_name": "b.jpg"}])
+    try:
+        found = fingerprint("gone")
+    finally:
+        DatasetCatalog.remove("gone")
+        MetadataCatalog.remove("gone")
+    assert found["images"] == 2 and len(found["sha256"]) == 64
 
 
 def test_a_random_seed_is_kept_over_an_interruption(tmp_path):
