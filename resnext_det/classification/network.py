@@ -68,9 +68,8 @@ def load_classifier(weights: str, device: torch.device | str = "cpu") -> LoadedC
             f"{weights} has no classifier (no layer named linear or fc), so there is nothing to "
             "test: name weights that were not stripped of it"
         )
-    record = record_in(path)
+    source, sha256, record = _origin(given, path)
     if record is None:
-        source, sha256 = _origin(given, path)
         published = entry or by_sha256(sha256)
     else:  # whatever training started from
         source, published = "resnext_det", None
@@ -104,10 +103,12 @@ def load_classifier(weights: str, device: torch.device | str = "cpu") -> LoadedC
     )
 
 
-def _origin(given: Input, path: Path) -> tuple[str, str]:
-    """Layout and sha256 of the file that the weights first came in."""
-    if given.renamed.source == "detectron2":  # what this package writes is in these names
-        recipe = recipe_in(read_file(path), str(path))
-        if recipe is not None:
-            return recipe.source, recipe.source_sha256
-    return given.renamed.source, given.sha256
+def _origin(given: Input, path: Path) -> tuple[str, str, ClassifierRecord | None]:
+    """Layout and sha256 of the file that the weights first came in, and their run's record."""
+    if given.renamed.source != "detectron2":  # what this package writes is in these names
+        return given.renamed.source, given.sha256, None
+    raw = read_file(path)
+    record, recipe = record_in(raw, str(path)), recipe_in(raw, str(path))
+    if recipe is None:
+        return given.renamed.source, given.sha256, record
+    return recipe.source, recipe.source_sha256, record

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from ..errors import UserError
-from ..weights.files import read_file
+from ..weights.files import RawFile
 from .protocols import Protocol
 
 RECORD = "classifier"  # its key in a checkpoint
@@ -37,14 +36,13 @@ class ClassifierRecord:
         return {**asdict(self), "classes": list(self.classes)}
 
 
-def record_in(path: Path) -> ClassifierRecord | None:
-    """The record of a file; None for one that no run of this package wrote.
+def record_in(raw: RawFile, file: str) -> ClassifierRecord | None:
+    """The record of `file`, read already; None for one that no run of this package wrote.
 
     Raises:
-        UserError: if the file cannot be read, or its record is damaged.
+        UserError: if its record is damaged.
     """
-    content = read_file(path).content
-    values = content.get(RECORD) if isinstance(content, Mapping) else None
+    values = raw.content.get(RECORD) if isinstance(raw.content, Mapping) else None
     if values is None:
         return None
     try:
@@ -53,7 +51,7 @@ def record_in(path: Path) -> ClassifierRecord | None:
         if not known.classes or not all(isinstance(name, str) for name in known.classes):
             raise ValueError("classes are names")
     except (TypeError, ValueError, UserError) as error:
-        raise UserError(f"{path}: its record of a classifier is damaged ({error})") from error
+        raise UserError(f"{file}: its record of a classifier is damaged ({error})") from error
     return ClassifierRecord(**{**asdict(known), "classes": tuple(known.classes)})
 
 

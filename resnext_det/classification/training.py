@@ -34,6 +34,7 @@ from ..modeling.classifier import (
     is_classifier,
 )
 from ..weights import settings_of
+from ..weights.files import read_file
 from .imagenet5k import way_of_all
 from .published import errors_table, published_errors
 from .record import record_in, require_same_classes
@@ -209,7 +210,7 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict:
     """Evaluate the config's weights, or with `--resume` those of the newest checkpoint."""
     model = ClassifierTrainer.build_model(cfg)
     weights = load_to_evaluate(cfg, model, resume=args.resume)
-    record = record_in(weights) if weights.is_file() else None
+    record = record_in(read_file(weights), str(weights)) if weights.is_file() else None
     if record is not None:
         known = classes_of(cfg)
         listed = read_set(cfg, "test").classes if known is None else known.classes

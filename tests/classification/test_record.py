@@ -22,6 +22,7 @@ from resnext_det.classification.record import (
 )
 from resnext_det.errors import UserError
 from resnext_det.weights.catalog import CATALOG
+from resnext_det.weights.files import read_file
 from tests.classification.classifiers import CLASSES, converted, make_tree, small_resnext
 from tests.classification.training_jobs import (
     IMAGENET,
@@ -55,9 +56,13 @@ def finished(data, tmp_path_factory):
     return output
 
 
+def record_of(file):
+    return record_in(read_file(file), str(file))
+
+
 def test_each_file_tells_the_runs_test_and_classes(finished):
     known = ClassifierRecord(64, 72, "bicubic", THREE)
-    assert record_in(finished / "model_final.pth") == known
+    assert record_of(finished / "model_final.pth") == known
     loaded = load_classifier(str(finished / "model_final.pth"))
     assert loaded.record == known
     assert (loaded.source, loaded.published) == ("resnext_det", None)
@@ -141,7 +146,7 @@ def test_a_damaged_record_is_one_line(change, finished, tmp_path):
 
 def test_files_from_elsewhere_have_no_record(tmp_path):
     weights = converted(small_resnext(), tmp_path / "w.pth")
-    assert record_in(Path(weights)) is None
+    assert record_of(Path(weights)) is None
 
 
 # Classes
