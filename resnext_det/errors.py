@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can make and mend."""
+"""The one exception for mistakes that a user can make and mend, and what its line quotes."""
 
 _NAME = "UserError"
 
@@ -26,3 +26,9 @@ def user_message(error: BaseException) -> str | None:
     if marker in text:
         return text.rsplit(marker, 1)[1].strip().split("\n\n")[0]
     return text if isinstance(error, UserError) else None
+
+
+def one_line(error: object, most: int = 300) -> str:
+    """What an error of another library says, in one line of at most `most` characters and "..."."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}..."

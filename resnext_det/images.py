@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 ImageInput = np.ndarray | Image.Image | str | Path
 
@@ -103,7 +103,7 @@ def read_image(file: Path | BinaryIO, max_pixels: int = MAX_PIXELS, name: str = 
     except Image.UnidentifiedImageError as error:
         reason, cause = f"it is none of {', '.join(FORMATS)}, or damaged", error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        reason, cause = " ".join(str(error).split()) or type(error).__name__, error
+        reason, cause = one_line(error), error
     raise UserError(f"cannot read image {name}: {reason}") from cause
 
 

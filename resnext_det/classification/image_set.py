@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..images import FORMATS, MAX_PIXELS, SUFFIXES, pil_to_rgb
 
 _SHOWN = 5
@@ -188,6 +188,5 @@ def decode_rgb(content: Path | bytes, name: str) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         reason, cause = f"it is none of {', '.join(FORMATS)}, or damaged", error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        reason, cause = reason or type(error).__name__, error
+        reason, cause = getattr(error, "strerror", None) or one_line(error), error
     raise UserError(f"cannot read image {name}: {reason}") from cause

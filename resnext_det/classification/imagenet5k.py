@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..data.formats import write_json
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .archives import count_in_tar
 from .folder import list_classes, list_images
 
@@ -107,7 +107,7 @@ def read_class_list(file: Path) -> ClassList:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error)
         raise UserError(
             f"{file} is no list of classes ({reason}): tools/prepare_imagenet5k.py writes one"
         ) from error

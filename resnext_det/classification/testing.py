@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..engine.failures import explain_dead_worker, is_out_of_memory
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .image_set import ImageSet
 from .protocols import Protocol
 from .topk import Errors
@@ -176,8 +176,7 @@ def _want_of_memory(error: BaseException, batch: int, workers: int) -> str | Non
     if is_out_of_memory(error):
         what = "out of memory"
     elif explain_dead_worker(error):
-        text = " ".join(str(error).split())
-        what = f"a data worker died ({text}), most often for want of memory,"
+        what = f"a data worker died ({one_line(error)}), most often for want of memory,"
     else:
         return None
     return f"{what} with --batch {batch} --workers {workers}: lower these, or test smaller images"

@@ -8,13 +8,12 @@ The same images with persons' keypoints are `keypoints_coco_trainval35k` and
 
 import logging
 import os
-import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .records import load_coco_records
 
 logger = logging.getLogger(__name__)
@@ -139,14 +138,13 @@ def load_coco_file(json_file: Path, image_root: Path, dataset_name: str) -> list
         ArithmeticError,  # integers beyond what an RLE or a keypoint can hold
         RecursionError,
     ) as error:
-        text = " ".join(str(error).split())  # values of the file: any length, several lines
-        reason = textwrap.shorten(f"{type(error).__name__}: {text}", 300, placeholder=" ...")
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise UserError(f"{json_file} is not a COCO annotation file: {reason}") from error
     except AssertionError as error:
         if "thing_classes" in str(error):
             reason = f"lists other categories than {dataset_name} has"
         else:
-            reason = f"is not valid COCO: {' '.join(str(error).split())}"
+            reason = f"is not valid COCO: {one_line(error)}"
         raise UserError(f"{json_file} {reason}") from error
     if not records:
         raise UserError(f"{json_file} lists no image")

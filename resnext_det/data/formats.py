@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..atomic import replacing
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MAX_TEXT_BYTES = 16 * 1024**2  # of one annotation file; VOC's largest has 20 kB
@@ -172,7 +172,7 @@ def image_size(file: Path, said_by: Path) -> tuple[int, int]:
     except FileNotFoundError:
         raise UserError(f"{said_by}: its image {file} does not exist") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{said_by}: its image {file} cannot be read: {reason}") from error
     return (height, width) if turned else (width, height)
 

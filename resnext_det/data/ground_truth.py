@@ -17,7 +17,7 @@ from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
 from ..config import suggest
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .coco_splits import require_files
 from .drawing import Shown, bones_of, draw_objects, fitting_scale
 from .mapper import NamingDatasetMapper
@@ -120,7 +120,7 @@ def _records(cfg: CfgNode, names: Sequence[str], train: bool) -> list[dict]:
             else 0,
         )
     except AssertionError as error:
-        raise UserError(f"{', '.join(names)}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{', '.join(names)}: {one_line(error)}") from error
 
 
 def _pictures(

@@ -4,7 +4,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 
 class NamingDatasetMapper(DatasetMapper):
@@ -19,10 +19,10 @@ class NamingDatasetMapper(DatasetMapper):
         try:
             return super().__call__(dataset_dict)
         except (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise UserError(f"cannot read image {dataset_dict['file_name']}: {reason}") from error
         except (ValueError, LookupError, TypeError, AssertionError) as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise UserError(
                 f"cannot use the annotations of image {dataset_dict['file_name']}: {reason}"
             ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .formats import IMAGE_SUFFIXES, Converter, decode, read_classes, read_text_file
 
 NAME_FILES = ("data.yaml", "dataset.yaml", "classes.txt", "obj.names", "labels/classes.txt")
@@ -86,7 +86,9 @@ def read_names(file: Path) -> list[str]:
         try:
             names = yaml.safe_load(text)["names"]
         except (yaml.YAMLError, LookupError, TypeError) as error:
-            raise UserError(f"{file} is no YAML with `names`: {_line(error)}") from error
+            raise UserError(
+                f"{file} is no YAML with `names`: {one_line(f'{type(error).__name__}: {error}')}"
+            ) from error
         if isinstance(names, dict):
             if set(names) != set(range(len(names))):
                 raise UserError(f"{file}: `names` must be numbered 0, 1, 2, ... without gaps")
@@ -190,7 +192,3 @@ def _add_polygon(
         xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs))
     )  # the shoelace formula
     item |= {"segmentation": [points], "area": round(abs(twice) / 2, 3)}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

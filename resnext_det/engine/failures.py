@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ..atomic import replacing
+from ..errors import one_line
 from ..modeling.classifier import is_classifier
 from ..weights.files import save_atomically
 from .progress import peak_memory_mb
@@ -265,21 +266,21 @@ def explain_in_evaluation(error: BaseException, cfg: CfgNode) -> str | None:
 
 def explain_dead_worker(error: BaseException) -> str | None:
     """One line for a data worker that was killed; None for anything else."""
-    text = " ".join(str(error).split())
+    text = str(error)
     died = "is killed by signal" in text or "exited unexpectedly" in text
     # one that raised an error hands on its traceback
     if not isinstance(error, RuntimeError) or not died or text.startswith("Caught "):
         return None
     return (
-        f"a data worker died ({text[:200]}), most often for want of memory: lower "
+        f"a data worker died ({one_line(error)}), most often for want of memory: lower "
         "DATALOADER.NUM_WORKERS, then go on with --resume"
     )
 
 
 def explain_lost_process(error: BaseException) -> str | None:
     """One line where another process of the job cannot be reached; None for anything else."""
-    text = " ".join(str(error).split())
+    text = str(error)
     lost = isinstance(error, dist.DistError) or "/gloo/" in text
     if not isinstance(error, RuntimeError) or not lost:
         return None
-    return f"another process of the job died, or cannot be reached ({text[:200]})"
+    return f"another process of the job died, or cannot be reached ({one_line(error)})"

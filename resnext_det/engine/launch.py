@@ -22,7 +22,7 @@ from detectron2.utils import comm
 from torch.distributed.rendezvous import rendezvous
 
 from ..deploy.options import add_optimize_argument
-from ..errors import UserError, user_message
+from ..errors import UserError, one_line, user_message
 from ..evaluation.options import parse_limit, parse_score
 from ..quiet import silence_deprecations
 from .cluster import Place, place_of_process
@@ -264,7 +264,7 @@ def _run_in_cluster(job: Job, args: argparse.Namespace, place: Place) -> None:
             timeout=_TIMEOUT,
         )
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"process {place.rank} of {place.processes} cannot meet the others at {place.url}: "
             f"{reason}"

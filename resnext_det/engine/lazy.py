@@ -18,7 +18,7 @@ from torch import nn
 
 from ..deploy.options import parse_optimization
 from ..deploy.quantized import optimize_as
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..evaluation import CocoEvaluator
 from ..evaluation.training import metrics_if_any
 from ..weights import StrictCheckpointer
@@ -59,7 +59,7 @@ def train_or_evaluate_lazy(args: argparse.Namespace) -> dict:
     try:
         model = instantiate(cfg.model).to(cfg.train.device)
     except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"the config's model cannot be built: {reason}") from error
     with_keypoints = OmegaConf.select(cfg, "model.roi_heads.keypoint_head") is not None
     if cfg.train.device == "cpu" and not with_keypoints:  # whose loss needs contiguous maps

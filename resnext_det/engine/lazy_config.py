@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..config import config_dir, suggest
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..evaluation.coco import check_test_sets
 from ..variants import Variant
 from ..weights.agreement import ConfigWords, variant_of
@@ -61,7 +61,7 @@ def load_lazy_config(config_file: str, overrides: Sequence[str] = ()) -> DictCon
     try:
         return LazyConfig.apply_overrides(cfg, list(overrides))
     except (OmegaConfBaseException, KeyError, NotImplementedError) as error:
-        raise UserError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{' '.join(overrides)}: {one_line(error)}") from error
 
 
 def check_lazy_config(cfg: DictConfig) -> None:

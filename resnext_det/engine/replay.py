@@ -8,7 +8,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, Polygon
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..modeling import saved_module
 from ..randomness import ITERATION, seed_everything
 from ..weights.files import read_file
@@ -81,7 +81,7 @@ def replay(file: Path, model: nn.Module) -> dict[str, float]:
         seed_everything(content["seed"], ITERATION, *purpose)
         precision = getattr(torch, content["precision"] or "float32")
     except (LookupError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"{file} holds no batch of this config's model: {reason}") from error
     try:
         device = next(model.parameters()).device.type
@@ -91,5 +91,5 @@ def replay(file: Path, model: nn.Module) -> dict[str, float]:
     except (FloatingPointError, AssertionError) as error:
         if not is_of_predicted_boxes(error):
             raise
-        raise UserError(f"again: {' '.join(str(error).split())}") from error
+        raise UserError(f"again: {one_line(error)}") from error
     return {name: value.item() for name, value in losses.items()}

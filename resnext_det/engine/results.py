@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ..atomic import PREFIX
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..evaluation.summary import with_classes, write_json
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def _tasks_of(folder: Path) -> dict:
     try:
         return json.loads(file.read_text(encoding="utf-8"))["tasks"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{file} is not readable: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file} is not readable: {one_line(error)}") from error
 
 
 def remove_unfinished(output_dir: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .job import format_results, train_or_evaluate
 from .resuming import config_changes
 from .setup import read_config
@@ -115,7 +115,7 @@ def read_results(folder: Path) -> dict:
     try:
         return restore(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not readable: {one_line(error)}") from error
 
 
 def _progress(folder: Path, max_iter: int) -> tuple[bool, bool, bool]:

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..atomic import replacing
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..weights import StrictCheckpointer
 from ..weights.files import read_file
 
@@ -86,7 +86,7 @@ def _damage(path: Path) -> str | None:
     except UserError as error:
         return str(error)
     except (OSError, zipfile.BadZipFile, ValueError) as error:
-        return " ".join(str(error).split())
+        return one_line(error)
     return bad and f"its record {bad} fails its checksum"
 
 
@@ -102,7 +102,7 @@ def config_changes(folder: Path, cfg: CfgNode) -> list[str]:
     try:
         before = dict(_leaves(yaml.safe_load(file.read_text(encoding="utf-8"))))
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-        return [f"{file} is not readable: {' '.join(str(error).split())[:100]}"]
+        return [f"{file} is not readable: {one_line(error)}"]
     after = dict(_leaves(yaml.safe_load(cfg.dump())))
     lines = []
     for key, value in after.items():

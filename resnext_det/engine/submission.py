@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 
 from ..config import load_config
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .job import train_or_evaluate
 from .launch import argument_parser, run_job
 from .slurm import Resources
@@ -219,7 +219,7 @@ def submit(command_line: Sequence[str], programs: Sequence[Program] = (TRAIN_NET
         executor.update_parameters(**resources.parameters())
         job = executor.submit(SubmittedTask(words, program))
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-        raise UserError(f"Slurm takes no job from here: {' '.join(str(error).split())}") from error
+        raise UserError(f"Slurm takes no job from here: {one_line(error)}") from error
     return (
         f"submitted job {job.job_id}, {task}\nlogs: {job.paths.stdout}\nstop: scancel {job.job_id}"
     )

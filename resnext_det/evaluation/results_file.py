@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as mask_util
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .detections import Detections, no_detections
 from .truth import Truth
 from .values import are_keypoints, encoded, is_box, is_number, is_segmentation
@@ -37,7 +37,7 @@ def read_detections(file: Path, truth: Truth) -> tuple[Detections, tuple[str, ..
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{file} is not JSON: {one_line(error)}") from error
     if not isinstance(entries, list):
         raise UserError(
             f"{file} holds no list of detections: COCO's form is [{{image_id, category_id, score, "

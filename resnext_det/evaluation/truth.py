@@ -9,7 +9,7 @@ import hotcoco
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .values import are_keypoints, is_box, is_number, is_segmentation
 
 _FIELDS = {  # of an annotation, that COCO's evaluation of a task reads
@@ -127,7 +127,7 @@ def read_truth(
         ArithmeticError,
         RecursionError,
     ) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise UserError(f"{file} is not a COCO annotation file: {reason}") from error
 
 

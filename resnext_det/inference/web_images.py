@@ -10,6 +10,8 @@ from detectron2.data.detection_utils import _apply_exif_orientation
 from detectron2.structures import Instances
 from PIL import Image, UnidentifiedImageError
 
+from ..errors import one_line
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # what every browser can show
 HARD_MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow itself refuses
 _PICTURE_SIDE = 2048  # pixels, at most
@@ -63,7 +65,7 @@ def open_upload(data: bytes, max_pixels: int) -> Image.Image:
     except Refusal:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise Refusal(400, f"The image is damaged or cut off ({reason}).") from error
     return image
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..evaluation.comparison import Run
 from ..paper import TABLE8, TABLE8_DATASET, TABLE8_IMAGES, table8_row
 from . import gallery
@@ -69,7 +69,7 @@ def _gallery(run: RunFiles, name: str, evaluation: Mapping, images: int, thresho
         records = DatasetCatalog.get(name)
         metadata = MetadataCatalog.get(name)
     except (KeyError, UserError, OSError, ImportError) as error:  # the latter of lvis
-        reason = " ".join(str(error).split())[:200]  # it may name places, which the page must not
+        reason = one_line(error)  # it may name places, which the page must not
         logger.warning("the report shows no images: %s", reason)
         return {"missing": f"the data set {name} is not on this machine.", "groups": []}
     records = records[: evaluation.get("limit") or len(records)]

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 
 from ..config import load_config
 from ..data.custom import data_of_run
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..evaluation import evaluation_folder
 from ..evaluation.training import read_metrics
 from ..modeling.classifier import is_classifier
@@ -113,6 +113,6 @@ def _read_json(file: Path, check: Callable[[object], None]) -> object:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"{file} is damaged ({reason}): evaluate again") from error
     return content

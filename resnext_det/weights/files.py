@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..atomic import replacing
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .pickles import read_pickle
 from .recipe import Recipe
 from .t7 import read_t7
@@ -130,7 +130,7 @@ def _read_torch(path: Path, size: int) -> dict:
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is not readable: {_unpickling_reason(error)}") from error
     except Exception as error:  # a damaged file fails in any way
-        raise UserError(f"{path} is damaged or incomplete: {_one_line(error)}") from error
+        raise UserError(f"{path} is damaged or incomplete: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a dict of weights")
     return content
@@ -160,15 +160,11 @@ def _unpickling_reason(error: Exception) -> str:
     """torch's message is a page; its first mention of a global is what a user needs."""
     match = re.search(r"(?:Unsupported|Blocked)?[^.]*?(?:GLOBAL|global) ([\w.]+)", str(error))
     if match is None:
-        return f"it is damaged ({_one_line(error)[:120]})"
+        return f"it is damaged ({one_line(error, 120)})"
     return (
         f"it refers to {match[1]}, which is not loaded, as such things can run code: save its "
         "tensors alone"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -177,7 +173,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
     except (safetensors.SafetensorError, ValueError, RuntimeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is a damaged safetensors file: {_one_line(error)}") from error
+        raise UserError(f"{path} is a damaged safetensors file: {one_line(error)}") from error
 
 
 def save_atomically(content: object, path: Path) -> None:
@@ -195,7 +191,7 @@ def _write(write: Callable[..., None], *args: object) -> None:
     try:
         write(*args)
     except (RuntimeError, safetensors.SafetensorError) as error:
-        raise OSError(_one_line(error)) from error
+        raise OSError(one_line(error)) from error
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], recipe: Recipe | None) -> None:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 _NUMBERS = re.compile(r"[<>|=]?(f[248]|[iu][1248])")
 
@@ -141,7 +141,7 @@ def read_pickle(path: Path, what: str = "weight") -> dict:
     except OSError:
         raise
     except Exception as error:  # a damaged pickle fails in any way
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"{path} is not a readable {what} pickle: {reason}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not the dict of a {what} pickle")

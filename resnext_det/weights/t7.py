@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 _ARRAY = re.compile(rb"^torch\.(?:Cuda)?(\w*?)(Tensor|Storage)$")
 _DTYPES = {
@@ -150,5 +150,5 @@ def read_t7(path: Path | str) -> object:
     except RecursionError as error:
         raise UserError(f"{path} is not a readable Torch7 file: it is nested too deep") from error
     except (ValueError, TypeError, OverflowError, MemoryError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"{path} is not a readable Torch7 file: {reason}") from error
