@@ -65,7 +65,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config, last"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    keys = [i for i, word in enumerate(args.sides) if "." in word]  # the rest is for the config
+    if keys:
+        args.sides, args.opts = args.sides[: keys[0]], [*args.sides[keys[0] :], *args.opts]
+    return args
 
 
 def require_writable(args: argparse.Namespace) -> None:

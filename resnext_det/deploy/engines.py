@@ -8,17 +8,17 @@ inputs and results are contiguous: with results in channels_last a backbone took
 import logging
 import os
 import shutil
-import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cache
 from types import FunctionType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
-from .optional import import_package
+from ..errors import UserError, one_line
+from .optional import import_package, quiet
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,25 @@ def why_missing(engine: str) -> str | None:
             import_package("openvino.tools.ovc")
         except UserError as error:
             return str(error)
-    elif engine == "torch.compile" and shutil.which(os.environ.get("CXX", "g++")) is None:
-        return "torch.compile needs a C++ compiler: install g++"
+    elif engine == "torch.compile":
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            return "torch.compile needs a C++ compiler: install g++"
+        return _why_compiling_fails(compiler)
+    return None
+
+
+@cache
+def _why_compiling_fails(compiler: str) -> str | None:
+    """Try torch.compile, which finds out what it lacks only when a function is called."""
+    try:
+        with quiet():
+            torch.compile(lambda x: x + 1, dynamic=True)(torch.zeros(2))
+    except Exception as error:  # of the compiler, its headers, or torch itself
+        reason = next((line for line in str(error).splitlines() if " error: " in line), error)
+        return (
+            f"torch.compile fails here ({one_line(reason)}): install g++ and the headers of Python"
+        )
     return None
 
 
@@ -139,8 +156,7 @@ def to_openvino(module: nn.Module, example: tuple[Tensor, ...]):
     """
     import_package("openvino.tools.ovc")
     openvino = import_package("openvino")
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing, for OpenVINO's maintainers to mend
+    with torch.no_grad(), quiet():
         model = openvino.convert_model(module, example_input=example)
     shapes = {}
     for port, tensor in zip(model.inputs, example, strict=True):

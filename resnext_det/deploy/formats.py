@@ -1,20 +1,15 @@
 """Writing a module of tensors, `ExportedRCNN`, in the formats that other programs run."""
 
-import contextlib
 import io
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .card import KEY, MEMBER
-from .optional import import_package
-from .runtimes import one_line
+from .optional import import_package, quiet
 
 INPUT = "image"
 
@@ -65,7 +60,7 @@ def write(
         "torch_export": _write_torch_export,
     }
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             writers[format](module, image, names, card, file)
     except (UserError, OSError):
         raise
@@ -180,20 +175,3 @@ def _export(module: nn.Module, image: Tensor) -> torch.export.ExportedProgram:
     program.graph_module.recompile()
     program._guards_code = []  # the same assumptions once more, as Python
     return program
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what exporters say to their own developers off the user's screen."""
-    silenced = logging.root.manager.disable
-    with (
-        warnings.catch_warnings(),
-        open(os.devnull, "w", encoding="utf-8") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(silenced)

@@ -4,11 +4,13 @@ import contextlib
 import importlib
 import importlib.util
 import logging
+import os
 import sys
+import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 # The extra of setup.py that installs a package
 _EXTRAS = {
@@ -36,10 +38,10 @@ def import_package(name: str) -> ModuleType:
     if absent or (package not in sys.modules and importlib.util.find_spec(package) is None):
         raise UserError(f"{package} is not installed: {remedy}")
     try:
-        with _without("openvino_telemetry"), _quiet("torch.utils.cpp_extension"):
+        with _without("openvino_telemetry"), quiet():
             return importlib.import_module(name)
     except (ImportError, OSError) as error:  # a part of it, or a library of the system, is missing
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{name} cannot be imported ({reason}): {remedy}") from error
 
 
@@ -56,13 +58,18 @@ def _without(package: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """NNCF makes torch look for CUDA's compiler, and say so, and all later loggers its own kind."""
-    logger, kind = logging.getLogger(name), logging.getLoggerClass()
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-        logging.setLoggerClass(kind)
+def quiet() -> Iterator[None]:
+    """Keep what such packages say to their own developers off the user's screen."""
+    silenced, kind = logging.root.manager.disable, logging.getLoggerClass()
+    with (
+        warnings.catch_warnings(),
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(silenced)
+            logging.setLoggerClass(kind)  # NNCF would make all later loggers its own kind

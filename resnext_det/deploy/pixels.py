@@ -44,13 +44,16 @@ def resize(image: np.ndarray, min_size: int, max_size: int) -> np.ndarray:
     return np.asarray(resized)
 
 
-def paste_mask(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Paste a mask into an image, as `paste_masks_in_image` does at a threshold of 0.5.
+def paste_mask(
+    mask: np.ndarray, box: np.ndarray, height: int, width: int, threshold: float = 0.5
+) -> np.ndarray:
+    """Paste a mask into an image, as `paste_masks_in_image` does.
 
     Args:
         mask: (M, M) float32, probabilities within the box.
         box: (4,) x1, y1, x2, y2 in pixels, within the image.
         height, width: of the image.
+        threshold: pixels of the object have at least so high a probability.
 
     Returns:
         (height, width) bool.
@@ -61,7 +64,7 @@ def paste_mask(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np
     y1 = min(int(np.ceil(box[3])) + 1, height)
     across = _interpolation(x0, x1, box[0], box[2], mask.shape[1])
     down = _interpolation(y0, y1, box[1], box[3], mask.shape[0])
-    pasted[y0:y1, x0:x1] = down @ mask @ across.T >= 0.5
+    pasted[y0:y1, x0:x1] = down @ mask @ across.T >= threshold
     return pasted
 
 

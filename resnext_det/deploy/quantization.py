@@ -1,9 +1,7 @@
 """Post-training quantisation of a detector's layers to int8, by NNCF, for OpenVINO."""
 
-import contextlib
-import io
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 from torch import Tensor, nn
@@ -11,14 +9,14 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .compiled import optimize, rebuild
 from .engines import OpenVINORun, Run, to_array, to_openvino
-from .optional import import_package
+from .optional import import_package, quiet
 from .parts import Call, Part, PartModule, iterate_inputs
 from .quantized import Quantized, fingerprint_of
 
 logger = logging.getLogger(__name__)
 
 
-def quantize(model: nn.Module, batches: Iterable[list[dict]]) -> Quantized:
+def quantize(model: nn.Module, batches: Collection[list[dict]]) -> Quantized:
     """Quantise the weights and activations of a detector's parts to int8.
 
     Ranges of activations are those that the float32 detector has on the batches; a per-channel
@@ -27,7 +25,7 @@ def quantize(model: nn.Module, batches: Iterable[list[dict]]) -> Quantized:
     Args:
         model: see `optimize`.
         batches: images to calibrate with, as Detectron2's models take them. They are gone through
-            once for each part, so no iterator.
+            for each part, more than once.
 
     Returns:
         The parts, whose `detector(model)` runs.
@@ -42,13 +40,12 @@ def quantize(model: nn.Module, batches: Iterable[list[dict]]) -> Quantized:
 
     def build(part: Part, module: PartModule, call: Call) -> Run:
         inputs = _Inputs(running, part, batches)
-        count = sum(1 for _ in inputs)
-        if not count:
+        if next(iter(inputs), None) is None:
             raise UserError(
                 f"none of the images to calibrate with gives {part.name} anything: take more"
             )
-        logger.info("quantising %s on %d images", part.name, count)
-        models[part.name] = quantize_part(module, call.inputs, inputs, count)
+        logger.info("quantising %s", part.name)
+        models[part.name] = quantize_part(module, call.inputs, inputs, len(batches))
         return OpenVINORun(models[part.name], "f32")
 
     rebuild(model, build)
@@ -77,7 +74,7 @@ def quantize_part(
         module: maps tensors to a tuple of tensors.
         example: inputs to trace it with.
         inputs: arrays to calibrate with; gone through several times.
-        count: of them.
+        count: of them, at most; a fifth of so many correct the biases.
 
     Returns:
         An `openvino.Model`.
@@ -86,9 +83,7 @@ def quantize_part(
         UserError: if OpenVINO or NNCF is absent.
     """
     nncf = import_package("nncf")
-    # its set_log_level would also change handlers that others have added to its logger
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):  # progress bars, three for each part
+    with quiet():  # it prints progress bars, three for each part
         return nncf.quantize(
             to_openvino(module, example),
             nncf.Dataset(inputs),

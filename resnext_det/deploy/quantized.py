@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from ..atomic import PREFIX
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..weights.download import sha256_of
 from .compiled import optimize, rebuild
 from .engines import OpenVINORun, Run
@@ -92,7 +92,7 @@ class Quantized:
                 shutil.rmtree(folder)
             os.replace(temporary, folder)
         except (OSError, RuntimeError) as error:  # of OpenVINO, which tells no more of a full disk
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            reason = getattr(error, "strerror", None) or one_line(error)
             raise UserError(f"{folder} cannot be written: {reason}") from error
         finally:
             if temporary is not None:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..images import ImageInput, to_array
 from .pixels import paste_mask, resize
-from .runtimes import one_line, open_model
+from .runtimes import open_model
 
 
 class ExportedDetector:
@@ -38,17 +38,18 @@ class ExportedDetector:
         self.card, self._run = open_model(self._file)
         self.class_names = self.card.class_names
 
-    def __call__(self, image: ImageInput, *, score: float = 0.0) -> dict:
+    def __call__(self, image: ImageInput, *, score: float = 0.0, paste: bool = True) -> dict:
         """Detect objects.
 
         Args:
             image: a path, a PIL image, or an array, (H, W, 3) RGB uint8, 0..255.
             score: detections with a lower score, 0..1, are left out.
+            paste: masks in the image; False for what the model gives, within the boxes.
 
         Returns:
             N detections, best score first, in pixels of this image: `boxes` (N, 4) float32, x1, y1,
             x2, y2; `scores` (N,) float32; `classes` (N,) int64, from 0; `class_names`, a list; of
-            models with them `masks` (N, H, W) bool.
+            models with them `masks` (N, H, W) bool, or not pasted (N, M, M) float32, probabilities.
 
         Raises:
             UserError: for an image or a score that cannot be used.
@@ -70,7 +71,9 @@ class ExportedDetector:
             "classes": classes[kept],
             "class_names": [self.class_names[i] for i in classes[kept]],
         }
-        if masks:
+        if masks and not paste:
+            found["masks"] = masks[0][kept]
+        elif masks:
             pasted = [paste_mask(masks[0][i], boxes[i], height, width) for i in kept]
             found["masks"] = np.array(pasted, dtype=bool).reshape(-1, height, width)
         return found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .card import KEY, Card
 from .optional import import_package
 
@@ -48,12 +48,6 @@ def open_model(file: Path) -> tuple[Card, Run]:
         raise
     except Exception as error:  # engines raise whatever they like on damaged files
         raise UserError(f"{file} cannot be loaded: {one_line(error)}") from error
-
-
-def one_line(error: Exception, most: int = 200) -> str:
-    """What an engine says of an error, in one short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _threads() -> int:

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..inference import Predictor
+from .pixels import paste_mask
 from .run import ExportedDetector
 
 MAX_PIXELS = 1.0  # between corners of boxes
@@ -22,7 +23,7 @@ class Agreement:
         count: detections that both have.
         pixels: largest difference between sides of their boxes, in pixels.
         score: largest difference between their scores.
-        mask_iou: smallest overlap of their masks, 0..1; None without masks.
+        mask_iou: smallest overlap of their masks, 0..1, see `_iou_of`; None without masks.
         borderline: detections that only one has, with a score at the limit of being shown.
     """
 
@@ -61,7 +62,7 @@ def verify(file: Path, predictor: Predictor, images: dict[str, np.ndarray]) -> d
     for name, image in images.items():
         expected = predictor.predict_dicts(image[:, :, ::-1])
         try:
-            answers[name] = compare(detector(image), expected, *limits)
+            answers[name] = compare(detector(image, paste=False), expected, *limits)
         except UserError as error:
             raise UserError(f"{error} (on {name})") from error
     return answers
@@ -74,7 +75,7 @@ def compare(found: dict, expected: dict, most: int, threshold: float) -> Agreeme
     answer that is full, may be in one answer alone.
 
     Args:
-        found: as `ExportedDetector` gives it.
+        found: as `ExportedDetector` gives it, with masks that are not pasted.
         expected: as `Predictor.predict_dicts` gives it.
         most: detections in an answer at most; negative for any number.
         threshold: their scores are higher.
@@ -100,7 +101,10 @@ def compare(found: dict, expected: dict, most: int, threshold: float) -> Agreeme
     scores = np.abs(found["scores"][left] - expected["scores"][right])
     iou = None
     if "masks" in expected:
-        iou = min((_iou(found["masks"][i], expected["masks"][j]) for i, j in pairs), default=1.0)
+        ious = (
+            _iou_of(found["masks"][i], found["boxes"][i], expected["masks"][j]) for i, j in pairs
+        )
+        iou = min(ious, default=1.0)
         if iou < MIN_MASK_IOU:
             raise UserError(f"a mask of the exported model has IoU {iou:.3f} with the detector's")
     return Agreement(
@@ -128,6 +132,19 @@ def _match(found: dict, expected: dict) -> tuple[list[tuple[int, int]], list[tup
     return pairs, alone + [(found, i) for i in sorted(free)]
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    union = (a | b).sum()
-    return float((a & b).sum() / union) if union else 1.0
+def _iou_of(mask: np.ndarray, box: np.ndarray, expected: np.ndarray) -> float:
+    """The overlap of a mask with the one expected.
+
+    Pixels whose probability is within `MAX_SCORE` of 0.5 may be in either.
+
+    Args:
+        mask: (M, M) float32, probabilities within the box.
+        box: (4,) x1, y1, x2, y2 in pixels.
+        expected: (H, W) bool.
+    """
+    inside, possible = (
+        paste_mask(mask, box, *expected.shape, 0.5 + margin) for margin in (MAX_SCORE, -MAX_SCORE)
+    )
+    found = (expected | inside) & possible
+    union = (found | expected).sum()
+    return float((found & expected).sum() / union) if union else 1.0

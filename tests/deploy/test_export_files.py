@@ -55,12 +55,13 @@ def test_a_detector_of_which_a_part_would_be_lost_is_refused(build, message):
 
 
 def answer(boxes, scores, classes, masks=None) -> dict:
+    """A mask (10, 10) covers its box, of 10 x 10 pixels, whether it is pasted or not."""
     found = {
         "boxes": np.array(boxes, np.float32).reshape(-1, 4),
         "scores": np.array(scores, np.float32),
         "classes": np.array(classes),
     }
-    return found if masks is None else {**found, "masks": np.array(masks, bool)}
+    return found if masks is None else {**found, "masks": np.array(masks)}
 
 
 ONE = ([0, 0, 10, 10], [0.9], [1])
@@ -83,7 +84,7 @@ def test_answers_that_agree_say_by_how_much():
         (ONE, ([], [], []), "an extra detection of class 1"),
         (([[0, 0, 10, 10]] * 2, [0.9] * 2, [1, 1]), ONE, "an extra detection of class 1"),
         (
-            (*ONE, np.ones((1, 10, 10))),
+            (*ONE, np.ones((1, 10, 10), np.float32)),
             (*ONE, np.arange(100).reshape(1, 10, 10) > 2),
             "IoU 0.970",
         ),
@@ -92,6 +93,16 @@ def test_answers_that_agree_say_by_how_much():
 def test_answers_that_differ_are_refused(found, expected, message):
     with pytest.raises(UserError, match=message):
         compare(answer(*found), answer(*expected), 100, 0.05)
+
+
+def test_pixels_that_a_mask_is_undecided_about_may_be_in_one_answer_alone():
+    mask = np.full((1, 10, 10), 0.9, np.float32)
+    mask[0, :5] = 0.4995
+    expected = answer(*ONE, np.arange(100).reshape(1, 10, 10) >= 20)
+    assert compare(answer(*ONE, mask), expected, 100, 0.05).mask_iou == 1.0
+    mask[0, :5] = 0.498
+    with pytest.raises(UserError, match="IoU 0.625"):
+        compare(answer(*ONE, mask), expected, 100, 0.05)
 
 
 @pytest.mark.parametrize(("most", "threshold"), [(100, 0.6996), (2, 0.05)])

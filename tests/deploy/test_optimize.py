@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -104,8 +105,9 @@ def test_eager_layers_give_the_same_detections():
     assert_same(detections(fast, images())[0], detections(model, images())[0])
 
 
-@pytest.mark.skipif(engines.why_missing("torch.compile"), reason="needs a C++ compiler")
 def test_torch_compile_gives_the_same_detections_and_compiles_once_for_all_sizes():
+    if reason := engines.why_missing("torch.compile"):
+        pytest.skip(reason)
     model = detector("mask fpn")
     fast = optimize(model, engine="torch.compile")
     detections(fast, images())
@@ -289,6 +291,35 @@ def test_without_openvino_the_next_engine_runs_and_the_faster_is_named(monkeypat
     assert engines.choose_engine() == "eager"
     with pytest.raises(UserError, match="install g\\+\\+"):
         engines.choose_engine("torch.compile")
+
+
+def test_a_compiler_that_cannot_compile_is_passed_over(tmp_path):
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = --version ]; then echo g++; exit 0; fi\n'
+        'echo "x.cpp:3:10: fatal error: Python.h: No such file or directory" >&2; exit 1\n'
+    )
+    compiler.chmod(0o755)
+    words = """
+import logging, sys
+logging.basicConfig()
+sys.modules["openvino"] = None
+from resnext_det.deploy import engines
+assert engines.choose_engine() == "eager"
+"""
+    settings = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **settings},
+    )
+    assert done.returncode == 0, done.stderr
+    openvino, compiled = done.stderr.splitlines()
+    assert "pip install 'resnext_det[openvino]'" in openvino
+    assert "torch.compile fails here (x.cpp:3:10: fatal error: Python.h" in compiled
+    assert compiled.endswith("install g++ and the headers of Python")
 
 
 def test_an_openvino_that_cannot_be_imported_whole_is_passed_over(monkeypatch, caplog):

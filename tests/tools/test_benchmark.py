@@ -47,6 +47,7 @@ def test_it_measures_all_that_is_asked_for(tmp_path):
     [
         (("--size", 10), "error: --size 10: give 64 to 4096 pixels"),
         (("--sides", "openvino-f16"), "error: --sides openvino-f16 is unknown; did you mean"),
+        (("--sides", "ours", "MODEL.MASK", 1), "error: unknown config key 'MODEL.MASK'"),
         (("--config", "nothing"), "error: config file 'nothing' does not exist"),
         (("--weights", "absent.pth"), "absent.pth"),
         (("--json", "absent/b.json"), "error: --json absent/b.json: there is no folder"),

@@ -1,17 +1,13 @@
 """A backbone as an ONNX file, as other programs would run it."""
 
-import contextlib
-import io
-import logging
 import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..optional import import_package
+from ..optional import import_package, quiet
 
 _INPUT = "images"
 
@@ -79,19 +75,6 @@ def read_onnx(file: Path, runtime: str, streams: int = 1) -> Callable[[Tensor], 
         return list(local.request.infer([images.numpy()], share_outputs=True).values())
 
     return run
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Exporters print progress, and warn of what their own maintainers have to mend."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 class _Values(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 from .agreement import compare_detections, compare_maps
 from .forms import time_forms
 from .measure import (
@@ -102,7 +102,7 @@ def _make_all(rows: list[Row], sides: Sides, image: Tensor) -> dict[str, Functio
         try:
             took = seconds_of(lambda row=row, made=made: made.append(sides.make(row.name)))
         except (UserError, RuntimeError) as error:  # not installed; no such network; no memory
-            row.missing = " ".join(str(error).split())[:200]
+            row.missing = one_line(error)
             logger.warning("%s: %s", row.title, error)
             continue
         function = functions[row.name] = made[0]
