@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, one_line
-from .optional import import_package, quiet
+from .optional import import_package, openvino_core, quiet
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ class OpenVINORun:
             UserError: for bf16 on a CPU that has no instructions for it.
         """
         self._openvino = import_package("openvino")
-        core = self._openvino.Core()
+        core = openvino_core()
         if precision == "bf16" and "BF16" not in core.get_property(
             "CPU", "OPTIMIZATION_CAPABILITIES"
         ):

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from types import ModuleType
 
 from ..errors import UserError, one_line
@@ -43,6 +44,34 @@ def import_package(name: str) -> ModuleType:
     except (ImportError, OSError) as error:  # a part of it, or a library of the system, is missing
         reason = one_line(error)
         raise UserError(f"{name} cannot be imported ({reason}): {remedy}") from error
+
+
+@cache
+def openvino_core():
+    """The one `openvino.Core` of this process, which whoever compiles for the CPU has to take.
+
+    A Core's CPU plugin gives the thread that loads it another stack for signal handlers, and at
+    its end the one from before (SigAltStackSetup in OpenVINO's plugins/intel_cpu). Of two Cores
+    that end in the order in which they were made, the second gives back the first's, whose memory
+    is gone: the next signal with a handler, as of Ctrl-C or a data worker's end, kills the process
+    without a word.
+
+    Raises:
+        UserError: see `import_package`.
+    """
+    return import_package("openvino").Core()
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Let packages that make Cores of their own, as NNCF does, take `openvino_core`."""
+    openvino, core = import_package("openvino"), openvino_core()
+    kind = openvino.Core
+    openvino.Core = lambda: core
+    try:
+        yield
+    finally:
+        openvino.Core = kind
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .compiled import optimize, rebuild
 from .engines import OpenVINORun, Run, to_array, to_openvino
-from .optional import import_package, quiet
+from .optional import import_package, one_core, quiet
 from .parts import Call, Part, PartModule, iterate_inputs
 from .quantized import Quantized, fingerprint_of
 
@@ -83,7 +83,7 @@ def quantize_part(
         UserError: if OpenVINO or NNCF is absent.
     """
     nncf = import_package("nncf")
-    with quiet():  # it prints progress bars, three for each part
+    with quiet(), one_core():  # it prints progress bars, three for each part
         return nncf.quantize(
             to_openvino(module, example),
             nncf.Dataset(inputs),

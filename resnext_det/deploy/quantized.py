@@ -16,7 +16,7 @@ from ..errors import UserError, one_line
 from ..weights.download import sha256_of
 from .compiled import optimize, rebuild
 from .engines import OpenVINORun, Run
-from .optional import import_package
+from .optional import import_package, openvino_core
 from .options import parse_how
 from .parts import Call, Part, PartModule, find_parts
 
@@ -105,7 +105,7 @@ class Quantized:
         Raises:
             UserError: if OpenVINO is absent, or the folder holds no such model.
         """
-        openvino = import_package("openvino")
+        core = openvino_core()
         file = folder / _RECORD
         try:
             if file.stat().st_size > _MOST_BYTES:
@@ -119,7 +119,6 @@ class Quantized:
             raise UserError(f"{folder} holds no int8 model ({_RECORD}: {reason})") from error
         for name, digest in digests.items():
             _check_file(folder, name, digest)
-        core = openvino.Core()
         parts = sorted(name.removesuffix(".xml") for name in digests if name.endswith(".xml"))
         try:
             return cls({n: core.read_model(folder / f"{n}.xml") for n in parts}, fingerprint)

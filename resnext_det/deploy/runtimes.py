@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import UserError, one_line
 from .card import KEY, Card
-from .optional import import_package
+from .optional import import_package, openvino_core
 
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
@@ -68,10 +68,9 @@ def _onnx(file: Path) -> tuple[Card, Run]:
 
 
 def _openvino(file: Path) -> tuple[Card, Run]:
-    openvino = import_package("openvino")
+    core = openvino_core()
     if not file.with_suffix(".bin").is_file():
         raise UserError(f"{file} has its weights in {file.with_suffix('.bin').name}: absent")
-    core = openvino.Core()
     model = core.read_model(str(file))
     text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
     card = Card.from_json(text, str(file))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -12,7 +13,7 @@ from resnext_det.deploy.quantization import quantize
 from resnext_det.deploy.quantized import optimize_as
 from resnext_det.errors import UserError
 from tests.deploy.models import detections, detector, images
-from tests.helpers import randomise
+from tests.helpers import REPO, randomise
 
 SIZES = ((96, 128), (128, 96), (96, 96))
 
@@ -178,6 +179,28 @@ def test_logging_stays_the_programs_own(model, monkeypatch):
         logger.removeHandler(handler)
     assert handler.level == logging.NOTSET
     assert logging.getLoggerClass() is kind is logging.Logger
+
+
+def test_a_signal_after_detectors_are_gone_does_not_kill_the_process():
+    pytest.importorskip("openvino")
+    words = """
+import gc, os, signal
+from resnext_det.deploy import optimize
+from resnext_det.deploy.quantization import quantize
+from tests.deploy.models import detections, detector, images
+caught = []
+signal.signal(signal.SIGUSR1, lambda number, frame: caught.append(number))
+model = detector("fpn")
+detectors = [optimize(model, engine="openvino") for _ in range(2)]
+detectors.append(quantize(model, [images()]).detector(model))
+while detectors:
+    detections(detectors.pop(0), images())
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGUSR1)
+assert caught == [signal.SIGUSR1] * 3
+"""
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, cwd=REPO)
+    assert done.returncode == 0, done.stderr
 
 
 def test_images_without_any_region_are_refused(model):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..optional import import_package, quiet
+from ..optional import import_package, openvino_core, quiet
 
 _INPUT = "images"
 
@@ -54,9 +54,9 @@ def read_onnx(file: Path, runtime: str, streams: int = 1) -> Callable[[Tensor], 
     Raises:
         UserError: if the runtime is absent.
     """
-    package = import_package(runtime)
     threads = torch.get_num_threads()
     if runtime == "onnxruntime":
+        package = import_package(runtime)
         options = package.SessionOptions()
         options.intra_op_num_threads = max(threads // streams, 1)
         session = package.InferenceSession(
@@ -65,7 +65,7 @@ def read_onnx(file: Path, runtime: str, streams: int = 1) -> Callable[[Tensor], 
         return lambda images: session.run(None, {_INPUT: images.numpy()})
     hints = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads}
     hints["INFERENCE_PRECISION_HINT"] = "f32"
-    compiled = package.compile_model(str(file), "CPU", hints)
+    compiled = openvino_core().compile_model(str(file), "CPU", hints)
 
     local = threading.local()  # a request serves one call at a time
 
