@@ -18,14 +18,9 @@ demo: setup
 	$(RUN) tools/plot_run.py output/demo
 	$(RUN) tools/report.py output/demo
 
-# Tests that load OpenVINO, ONNX Runtime or compiled code, in processes without the jobs of the others.
-ENGINES := tests/deploy tests/engine/test_optimized.py tests/tools/test_export_model.py \
-    tests/tools/test_benchmark.py
-
 # One thread per worker: two workers with two threads each fight over two cores.
 test: setup lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto -m "not slow" $(addprefix --ignore=,$(ENGINES))
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto -m "not slow" $(ENGINES)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto -m "not slow"
 
 test-slow: setup
 	$(RUN) -m pytest -m slow

@@ -31,4 +31,5 @@ def user_message(error: BaseException) -> str | None:
 def one_line(error: object, most: int = 300) -> str:
     """What an error of another library says, in one line of at most `most` characters and "..."."""
     text = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return text if len(text) <= most else f"{text[:most]}..."

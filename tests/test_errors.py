@@ -10,6 +10,10 @@ from resnext_det.errors import one_line
     [
         (ValueError("a\n  b\tc"), "a b c"),
         (EOFError(), "EOFError"),
+        (
+            ValueError("\x1b[31mred\x07"),
+            "\N{REPLACEMENT CHARACTER}[31mred\N{REPLACEMENT CHARACTER}",
+        ),
         (ValueError("x" * 301), "x" * 300 + "..."),
         (ValueError("x" * 300), "x" * 300),
     ],

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import sys
+import tempfile
 from pathlib import Path
 
 from resnext_det.atomic import replacing
@@ -76,13 +77,20 @@ def require_writable(args: argparse.Namespace) -> None:
     """Refuse files that could not be written, before minutes are spent.
 
     Raises:
-        UserError: for a folder that is not there, or a picture that is no PNG.
+        UserError: for a folder that is not there or not writable, a picture that is no PNG, or one
+            name for both.
     """
     for flag, file in (("--json", args.json), ("--png", args.png)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UserError(f"{flag} {file}: there is no folder {file.parent}")
-        if file is not None and file.is_dir():
+        if file is None:
+            continue
+        if file.is_dir():
             raise UserError(f"{flag} {file} is a folder: name a file")
+        try:
+            tempfile.TemporaryFile(dir=file.absolute().parent).close()
+        except OSError as error:
+            raise UserError(f"{flag} {file} cannot be written: {error.strerror}") from error
+    if args.json is not None and args.png is not None and args.json.resolve() == args.png.resolve():
+        raise UserError(f"--json and --png are both {args.json}: name two files")
     if args.png is not None and args.png.suffix.lower() != ".png":
         raise UserError(f"--png {args.png}: name a file that ends in .png")
 

@@ -1,6 +1,6 @@
 """Data sets and how they are read."""
 
-from .coco_splits import register_coco_splits, require_files
+from .coco_splits import register_coco_splits, require_files, require_registered
 from .mapper import NamingDatasetMapper
 from .shapes import register_shapes
 
@@ -11,4 +11,4 @@ def register_datasets() -> None:
     register_shapes()
 
 
-__all__ = ["NamingDatasetMapper", "register_datasets", "require_files"]
+__all__ = ["NamingDatasetMapper", "register_datasets", "require_files", "require_registered"]

@@ -8,11 +8,13 @@ The same images with persons' keypoints are `keypoints_coco_trainval35k` and
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..config import suggest
 from ..errors import UserError, one_line
 from .records import load_coco_records
 
@@ -101,6 +103,17 @@ def find_split(name: str, coco: Path) -> tuple[tuple[Path, Path], ...]:
         f"dataset {name} is not at {coco.absolute()} ({'; '.join(looked_for)}): set "
         "DETECTRON2_DATASETS to the folder that holds coco/"
     )
+
+
+def require_registered(names: Iterable[str]) -> None:
+    """Check that data sets are known by their names.
+
+    Raises:
+        UserError: for the first that is not.
+    """
+    for name in names:
+        if name not in DatasetCatalog:
+            raise UserError(f"dataset {name} is not registered{suggest(name, DatasetCatalog)}")
 
 
 def require_files(name: str) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import (
-    DatasetCatalog,
     Metadata,
     MetadataCatalog,
     detection_utils,
@@ -16,9 +15,8 @@ from detectron2.structures import Instances, PolygonMasks
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
-from ..config import suggest
 from ..errors import UserError, one_line
-from .coco_splits import require_files
+from .coco_splits import require_files, require_registered
 from .drawing import Shown, bones_of, draw_objects, fitting_scale
 from .mapper import NamingDatasetMapper
 from .sheets import on_sheet, save_picture, with_title
@@ -106,10 +104,8 @@ def draw_data(
 def _records(cfg: CfgNode, names: Sequence[str], train: bool) -> list[dict]:
     if not names:
         raise UserError(f"DATASETS.{'TRAIN' if train else 'TEST'} names no data set")
-    known = DatasetCatalog.list()
+    require_registered(names)
     for name in names:
-        if name not in known:
-            raise UserError(f"no data set is named {name!r}{suggest(name, known)}")
         require_files(name)
     try:
         return get_detection_dataset_dicts(

@@ -88,13 +88,15 @@ def rebuild(
     if other := {p.dtype for p in model.parameters()} - {torch.float32}:
         raise UserError(f"the model is in {other.pop()}: optimise one in float32, model.float()")
     detector = accelerate(copy.deepcopy(model)).eval()
-    others = record_calls(detector, parts, [example_image(turned=True)]) if check else {}
-    for part, module, call in modules_of(detector, parts):
-        compiled = CompiledPart(build(part, module, call), call)
-        if check:
-            _check_at_another_size(part, compiled.run, others.pop(part.name))
-        part.bind(detector, compiled)
-        strip(part, detector)
+    with torch.autocast("cpu", enabled=False):
+        turned = example_image(detector, turned=True)
+        others = record_calls(detector, parts, [turned]) if check else {}
+        for part, module, call in modules_of(detector, parts):
+            compiled = CompiledPart(build(part, module, call), call)
+            if check:
+                _check_at_another_size(part, compiled.run, others.pop(part.name))
+            part.bind(detector, compiled)
+            strip(part, detector)
     _refuse_training_and_saving(detector)
     return detector
 
@@ -106,7 +108,7 @@ def modules_of(model: nn.Module, parts: Sequence[Part]) -> Iterator[tuple[Part, 
         model: a detector in evaluation mode.
         parts: of it; those that do not run on an image are left out.
     """
-    calls = record_calls(model, parts, [example_image()])
+    calls = record_calls(model, parts, [example_image(model)])
     for part in parts:
         if part.name in calls:
             call = calls.pop(part.name)
@@ -126,10 +128,11 @@ def _check_at_another_size(part: Part, run: Run, call: Call) -> None:
             )
 
 
-def example_image(*, turned: bool = False) -> dict:
+def example_image(model: nn.Module, *, turned: bool = False) -> dict:
     """An input of a detector, of noise, with a proposal for those that make none themselves.
 
     Args:
+        model: the detector.
         turned: exchange height and width.
     """
     height, width = reversed(_EXAMPLE_SIZE) if turned else _EXAMPLE_SIZE
@@ -137,8 +140,9 @@ def example_image(*, turned: bool = False) -> dict:
     proposals = Instances((height, width))
     proposals.proposal_boxes = Boxes(torch.tensor([[32.0, 32.0, 160.0, 128.0]]))
     proposals.objectness_logits = torch.zeros(1)
+    size = (len(model.pixel_mean), height, width)
     return {
-        "image": torch.randint(0, 256, (3, height, width), generator=generator).float(),
+        "image": torch.randint(0, 256, size, generator=generator).float(),
         "proposals": proposals,
     }
 

@@ -5,11 +5,12 @@ channels_last and give maps in it; OpenVINO chooses the layouts inside a part it
 inputs and results are contiguous: with results in channels_last a backbone took a seventh longer.
 """
 
+import contextlib
 import logging
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from types import FunctionType
 
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 ENGINES = ("openvino", "torch.compile", "eager")  # fastest first
 PRECISIONS = ("f32", "bf16")
 
+_RECOMPILE_LIMIT = 64  # graphs of a part
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx_ne_convert")
 _NO_BF16 = "precision bf16: this CPU has no bfloat16 instructions, it would be slower; use f32"
 
@@ -135,9 +137,24 @@ def _in_torch(module: nn.Module, kind: torch.dtype, *, compiled: bool) -> Run:
 
     @torch.no_grad()
     def run(*tensors: Tensor) -> Sequence[Tensor]:
-        return forward(*map(to_channels_last, tensors))
+        with _for_any_size():
+            return forward(*map(to_channels_last, tensors))
 
     return run
+
+
+@contextlib.contextmanager
+def _for_any_size() -> Iterator[None]:
+    """What torch.compile has to know in a call that may compile.
+
+    A square image is no reason to take height and width for one number. Batches and much smaller
+    images, for which PyTorch takes other kernels, are compiled anew, and never left uncompiled.
+    """
+    with (
+        torch.fx.experimental._config.patch(use_duck_shape=False),
+        torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT),
+    ):
+        yield
 
 
 def to_channels_last(tensor: Tensor) -> Tensor:
@@ -239,4 +256,4 @@ class _Leased(np.ndarray):
 
 def to_array(tensor: Tensor) -> np.ndarray:
     """What a model of `to_openvino` takes."""
-    return tensor.contiguous().numpy()
+    return tensor.detach().contiguous().numpy()

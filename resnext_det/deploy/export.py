@@ -75,7 +75,8 @@ def export_detector(
     Card.from_json(card.to_json(), str(output))  # what the runner would refuse
     images = _to_verify(read, card)
     module = ExportedRCNN(predictor.model, predictor.cfg.INPUT.FORMAT)
-    traced = torch.from_numpy(np.array(resize(read[0][1], card.min_size, card.max_size)))
+    size = resized_size(*read[0][1].shape[:2], card.min_size, card.max_size)
+    traced = torch.from_numpy(np.array(resize(read[0][1], *size)))
     names = ("boxes", "scores", "classes", "masks")[: 3 + card.masks]
     with _published(output) as file:
         write(module, traced, names, card.to_json(), format, file)
@@ -95,6 +96,8 @@ def _require_output(format: str, output: Path) -> None:
         raise UserError(f"format {format!r} is not one of {', '.join(SUFFIXES)}")
     if output.suffix != SUFFIXES[format]:
         raise UserError(f"{output} is to be {format}: its name has to end in {SUFFIXES[format]}")
+    if output.is_dir():
+        raise UserError(f"{output} is a folder: name a file")
     weights = output.with_suffix(".bin")
     if format == "openvino" and weights.exists() and not output.exists():
         raise UserError(f"{weights} exists without {output.name}: take another name than {output}")

@@ -41,7 +41,7 @@ def import_package(name: str) -> ModuleType:
     try:
         with _without("openvino_telemetry"), quiet():
             return importlib.import_module(name)
-    except (ImportError, OSError) as error:  # a part of it, or a library of the system, is missing
+    except Exception as error:  # a part of it, or a library of the system, is missing or too old
         reason = one_line(error)
         raise UserError(f"{name} cannot be imported ({reason}): {remedy}") from error
 

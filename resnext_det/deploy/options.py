@@ -1,11 +1,12 @@
 """What the command line says of optimised inference."""
 
 import argparse
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 PRECISIONS = ("f32", "bf16", "int8")
 
@@ -69,11 +70,12 @@ def parse_how(value: str, *, int8: bool) -> tuple[str | None, Path | None]:
         )
     if value in PRECISIONS:
         return value, None
-    if Path(value).is_dir():
-        return None, Path(value)
+    with contextlib.suppress(OSError):  # a name that is too long
+        if value and Path(value).is_dir():
+            return None, Path(value)
     raise UserError(
-        f"--optimize {value} is neither one of {', '.join(PRECISIONS)} nor the folder of an int8 "
-        "model"
+        f"--optimize {one_line(value)} is neither one of {', '.join(PRECISIONS)} nor the folder of "
+        "an int8 model"
     )
 
 

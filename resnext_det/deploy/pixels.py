@@ -35,11 +35,10 @@ def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple
     return new_height, new_width
 
 
-def resize(image: np.ndarray, min_size: int, max_size: int) -> np.ndarray:
-    """Resize an image (H, W, 3) uint8 as `ResizeShortestEdge` does; see `resized_size`."""
-    if not min_size:
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize an image (H, W, 3) uint8 as `ResizeShortestEdge` does, to what `resized_size` says."""
+    if image.shape[:2] == (height, width):
         return image
-    height, width = resized_size(*image.shape[:2], min_size, max_size)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized)
 

@@ -133,6 +133,8 @@ def require_free(folder: Path) -> None:
     Raises:
         UserError: if there is something else.
     """
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link: remove it, or name another OUTPUT_DIR")
     if folder.exists() and not (folder / _RECORD).is_file():
         raise UserError(f"{folder} is in the way: it is no int8 model, remove it first")
 

@@ -8,13 +8,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError, one_line
 from ..images import ImageInput, to_array
-from .pixels import paste_mask, resize
+from .pixels import paste_mask, resize, resized_size
 from .runtimes import open_model
 
 
@@ -54,13 +55,13 @@ class ExportedDetector:
         Raises:
             UserError: for an image or a score that cannot be used.
         """
-        if not (isinstance(score, (int, float)) and 0 <= score <= 1):
+        if not (isinstance(score, Real) and 0 <= score <= 1):
             raise UserError(f"score {score!r}: a threshold is a number from 0 to 1")
         image = to_array(image, "RGB")
         height, width = image.shape[:2]
-        resized = resize(image, self.card.min_size, self.card.max_size)
-        boxes, scores, classes, *masks = self._infer(resized)
-        scale = np.array([width / resized.shape[1], height / resized.shape[0]] * 2)
+        size = resized_size(height, width, self.card.min_size, self.card.max_size)
+        boxes, scores, classes, *masks = self._infer(image, size)
+        scale = np.array([width / size[1], height / size[0]] * 2)
         boxes = (boxes * scale).astype(np.float32)
         boxes = boxes.clip(0, np.array([width, height] * 2, dtype=np.float32))
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
@@ -78,16 +79,16 @@ class ExportedDetector:
             found["masks"] = np.array(pasted, dtype=bool).reshape(-1, height, width)
         return found
 
-    def _infer(self, image: np.ndarray) -> list[np.ndarray]:
-        """Run the model on a resized image, and check what comes back before it is used."""
-        # engines want memory of their own: a PIL image's is read-only
-        image = np.array(image, order="C")
+    def _infer(self, image: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]:
+        """Run the model on an image resized to `size`, and check what comes back."""
         try:
-            outputs = [np.asarray(out) for out in self._run(image)]
+            # engines want memory of their own: a PIL image's is read-only
+            resized = np.array(resize(image, *size), order="C")
+            outputs = [np.asarray(out) for out in self._run(resized)]
         except Exception as error:  # engines raise whatever they like
-            size = f"{image.shape[1]} x {image.shape[0]}"
             raise UserError(
-                f"{self._file} cannot run on an image resized to {size} pixels: {one_line(error)}"
+                f"{self._file} cannot run on an image resized to {size[1]} x {size[0]} pixels: "
+                f"{one_line(error)}"
             ) from error
         shapes = [out.shape for out in outputs]
         count = shapes[0][:1]
@@ -96,7 +97,13 @@ class ExportedDetector:
         whole = len(outputs) == 3 + self.card.masks and shapes == expected
         if not whole or (self.card.masks and len(shapes[3]) != 3):
             raise UserError(f"{self._file}: its outputs have shapes {shapes}: not a detector's")
-        classes = outputs[2]
+        kinds = "".join(out.dtype.kind for out in outputs)
+        if kinds != "ffif"[: len(kinds)]:
+            types = ", ".join(str(out.dtype) for out in outputs)
+            raise UserError(f"{self._file}: its outputs are {types}: not a detector's")
+        scores, classes = outputs[1:3]
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise UserError(f"{self._file}: it found scores that are not from 0 to 1")
         if classes.size and not 0 <= classes.min() <= classes.max() < len(self.class_names):
             raise UserError(f"{self._file}: it found classes that its card does not name")
         return outputs

@@ -59,7 +59,7 @@ def _onnx(file: Path) -> tuple[Card, Run]:
     onnxruntime = import_package("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = _threads()
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 4  # what it cannot go on after; errors are raised
     session = onnxruntime.InferenceSession(
         str(file), sess_options=options, providers=["CPUExecutionProvider"]
     )
@@ -71,6 +71,9 @@ def _openvino(file: Path) -> tuple[Card, Run]:
     core = openvino_core()
     if not file.with_suffix(".bin").is_file():
         raise UserError(f"{file} has its weights in {file.with_suffix('.bin').name}: absent")
+    with file.open("rb") as stream:
+        if not stream.read(64).lstrip().startswith(b"<"):  # its readers would print pages
+            raise UserError(f"{file} is no model of OpenVINO: it is no XML")
     model = core.read_model(str(file))
     text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
     card = Card.from_json(text, str(file))

@@ -27,7 +27,9 @@ _MEMBERS = re.compile(
 
 # What torch.jit.trace writes: no comments, escapes or second kind of quotes, of which Python's
 # parser and PyTorch's own could think differently
-_TEXT = re.compile(r'(?:[\w \n(),\-+.:=>\[\]]|"[\w.\-]*"(?!"))*', re.ASCII)
+_QUOTED = re.compile(r'"[\w.\-]*"(?!")', re.ASCII)
+_TEXT = re.compile(r"[\w \n(),\-+.:=>\[\]]*", re.ASCII)
+_MOST_CODE = 4 * 1024**2  # bytes; deep detectors have a tenth
 _NODES = (
     ast.Return, ast.Assign, ast.AnnAssign, ast.Call, ast.keyword, ast.Name, ast.Attribute,
     ast.Subscript, ast.Tuple, ast.List, ast.Constant, ast.UnaryOp, ast.USub, ast.expr_context,
@@ -81,8 +83,10 @@ def _kinds(block: torch.Graph | torch.Block) -> Iterator[str]:
 
 def _suspect(code: bytes) -> str | None:
     """Why code is more than classes with types of attributes and methods `forward`; or None."""
+    if len(code) > _MOST_CODE:
+        return "has more code than any detector"
     text = code.decode("utf-8", "replace")
-    if not _TEXT.fullmatch(text):
+    if not _TEXT.fullmatch(_QUOTED.sub("", text)):
         return "has characters that the code of no detector has"
     try:
         classes = ast.parse(text).body

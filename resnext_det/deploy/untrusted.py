@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import UserError
 from .card import MAX_LENGTH, MEMBER
+from .optional import quiet
 
 # Operations of detectors, without those that reach beyond tensors (aten has from_file and save)
 _OPERATIONS = """
@@ -78,20 +79,26 @@ def load_exported(file: Path) -> tuple[str, nn.Module]:
     except Exception as error:
         raise UserError(f"{file} is refused: its sample inputs are more than tensors") from error
     text = card_in(reader)
-    return text, torch.export.load(io.BytesIO(content)).module()
+    with quiet():  # it logs tracebacks of damaged files
+        return text, torch.export.load(io.BytesIO(content)).module()
 
 
 def read_archive(file: Path, members: re.Pattern) -> tuple[bytes, torch._C.PyTorchFileReader]:
     """Read a file once, so that what is checked is what is loaded, and open it as an archive.
 
     Raises:
-        UserError: if it has a member whose name is none of `members`.
+        UserError: if it has a member whose name is none of `members`, or is compressed, which
+            PyTorch's writer does not do and which could fill the memory.
     """
     content = file.read_bytes()
     reader = torch._C.PyTorchFileReader(io.BytesIO(content))
+    size = 0
     for name in reader.get_all_records():
         if not members.fullmatch(name):
             raise UserError(f"{file} is refused: it holds {name[:80]!r}")
+        size += reader.get_record_size(name)
+    if size > len(content):
+        raise UserError(f"{file} is refused: what it holds is larger than itself")
     return content, reader
 
 

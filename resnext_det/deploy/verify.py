@@ -86,7 +86,7 @@ def compare(found: dict, expected: dict, most: int, threshold: float) -> Agreeme
     pairs, alone = _match(found, expected)
     floor = threshold
     for answer in (found, expected):
-        if len(answer["scores"]) == most:
+        if len(answer["scores"]) == most > 0:
             floor = max(floor, float(answer["scores"].min()))
     for answer, index in alone:
         if answer["scores"][index] > floor + MAX_SCORE:

@@ -6,13 +6,14 @@ from math import isfinite
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.utils import comm
 from torch import nn
 
 from ..config import CLASSIFIER_KEYS, check_keys, head_of, suggest
+from ..data import require_registered
 from ..errors import UserError
 from ..evaluation.coco import check_test_sets, tasks_of
 from ..evaluation.measures import EVALUATORS
@@ -77,9 +78,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
     _check_network(cfg)
     _check_evaluation(cfg)
     names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    for name in names:
-        if name not in DatasetCatalog:
-            raise UserError(f"dataset {name} is not registered{suggest(name, DatasetCatalog)}")
+    require_registered(names)
     _check_classes(cfg, names)
     if eval_only:
         if not cfg.DATASETS.TEST:

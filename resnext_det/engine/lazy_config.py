@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from detectron2.config import LazyConfig
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..config import config_dir, suggest
+from ..data import require_registered
 from ..errors import UserError, one_line
 from ..evaluation.coco import check_test_sets
 from ..variants import Variant
@@ -85,8 +86,7 @@ def check_lazy_config(cfg: DictConfig) -> None:
     for loader in (cfg.dataloader.train, cfg.dataloader.test):
         names = loader.dataset.names
         for name in [names] if isinstance(names, str) else names:
-            if name not in DatasetCatalog:
-                raise UserError(f"dataset {name} is not registered{suggest(name, DatasetCatalog)}")
+            require_registered([name])
             classes = MetadataCatalog.get(name).get("thing_classes")
             if classes is not None and configured not in (None, len(classes)):
                 raise UserError(

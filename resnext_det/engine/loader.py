@@ -28,7 +28,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
         UserError: for data without annotations, or without masks or keypoints that the model
             learns.
     """
-    records = _records(cfg)
+    records = training_records(cfg)
     mapper = NamingDatasetMapper(cfg, True)
     limit = cfg.DATALOADER.get("MAX_SKIPPED_IMAGES", 0)
     file = Path(cfg.OUTPUT_DIR) / SKIPPED
@@ -68,8 +68,12 @@ def _sampler(cfg: CfgNode, records: list[dict]) -> Callable[[int], Iterator[int]
     return order
 
 
-def _records(cfg: CfgNode) -> list[dict]:
-    """The training set's dataset dicts, as Detectron2 filters them, checked."""
+def training_records(cfg: CfgNode) -> list[dict]:
+    """The training sets' dataset dicts, as Detectron2 filters them, checked.
+
+    Raises:
+        UserError: if no image has an annotation, or annotations cannot be trained on.
+    """
     with_keypoints = cfg.MODEL.KEYPOINT_ON
     try:
         records = get_detection_dataset_dicts(

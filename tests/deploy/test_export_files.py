@@ -115,6 +115,11 @@ def test_a_detection_at_the_limit_may_be_in_one_answer_alone(most, threshold):
         compare(found, expected, 100, 0.05)
 
 
+def test_answers_of_no_detections_at_most_agree():
+    nothing = answer([], [], [])
+    assert compare(nothing, nothing, 0, 0.05).count == 0
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A detector as .pt2 and as .torchscript."""
@@ -127,9 +132,9 @@ def files(tmp_path_factory):
     return folder
 
 
-def changed(source, target, change):
+def changed(source, target, change, compression=zipfile.ZIP_STORED):
     """Copy an archive; `change` maps a member's name and content to its new content."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
         for name in old.namelist():
             new.writestr(name, change(name, old.read(name)))
     return target
@@ -223,6 +228,26 @@ def test_a_member_of_another_kind_is_refused(files, tmp_path):
         archive.writestr(f"{prefix}/data/aotinductor/model/run.so", b"x")
     with pytest.raises(UserError, match="it holds 'data/aotinductor"):
         load_exported(file)
+
+
+@pytest.mark.parametrize(
+    ("load", "name"), [(load_exported, "model.pt2"), (load_scripted, "model.torchscript")]
+)
+def test_an_archive_that_unpacks_to_more_than_itself_is_refused(load, name, files, tmp_path):
+    def spaces(member, content):
+        return content + b" " * 2**21 if member.endswith((".py", "model.json")) else content
+
+    file = changed(files / name, tmp_path / name, spaces, zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match="what it holds is larger than itself"):
+        load(file)
+
+
+def test_code_of_absurd_length_is_refused_unread(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.jit, "load", None)
+    monkeypatch.setattr(resnext_det.deploy.scripted, "ast", None)
+    file = scripted(files, tmp_path, RETURN, RETURN + " " * 2**22)
+    with pytest.raises(UserError, match="has more code than any detector"):
+        load_scripted(file)
 
 
 def in_code(old, new):

@@ -110,10 +110,16 @@ def test_torch_compile_gives_the_same_detections_and_compiles_once_for_all_sizes
         pytest.skip(reason)
     model = detector("mask fpn")
     fast = optimize(model, engine="torch.compile")
-    detections(fast, images())
+    detections(fast, images((128, 128)))
+    detections(fast, images(SIZES[0], SIZES[0]))
     with torch.compiler.set_stance("fail_on_recompile"):
-        for image in images(*SIZES):
-            assert_same(detections(fast, [image])[0], detections(model, [image])[0])
+        for inputs in ([image] for image in images(*SIZES)):
+            assert_same(detections(fast, inputs)[0], detections(model, inputs)[0])
+        inputs = images(*SIZES)
+        for found, expected in zip(
+            detections(fast, inputs), detections(model, inputs), strict=True
+        ):
+            assert_same(found, expected)
 
 
 def test_openvino_compiles_once_for_all_sizes(monkeypatch):
@@ -243,6 +249,24 @@ def test_no_detection_is_an_answer(kind):
         assert found.has(name)
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_any_number_of_channels_are_taken(channels):
+    model = detector()
+    stem = model.backbone.bottom_up.stem.conv1
+    stem.weight = torch.nn.Parameter(torch.randn(len(stem.weight), channels, 7, 7) * 0.1)
+    model.pixel_mean, model.pixel_std = torch.full((2, channels, 1, 1), 100.0)
+    inputs = [{"image": torch.rand(channels, *SIZES[0]) * 255}]
+    found = detections(optimize(model, engine="openvino"), inputs)[0]
+    assert_same(found, detections(model, inputs)[0])
+
+
+def test_gradients_and_autocast_around_it_change_nothing():
+    model = detector("mask paper c4")
+    with torch.autocast("cpu"):
+        fast = optimize(model, engine="openvino")
+    assert_same(fast(images())[0]["instances"], detections(model, images())[0])
+
+
 def test_wrong_arguments_are_one_line():
     model = detector()
     with pytest.raises(UserError, match="precision 'fp16' is not one of f32, bf16"):
@@ -320,6 +344,17 @@ assert engines.choose_engine() == "eager"
     assert "pip install 'resnext_det[openvino]'" in openvino
     assert "torch.compile fails here (x.cpp:3:10: fatal error: Python.h" in compiled
     assert compiled.endswith("install g++ and the headers of Python")
+
+
+def test_an_openvino_that_fails_while_it_is_imported_is_passed_over(tmp_path, monkeypatch, caplog):
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino/__init__.py").write_text("raise AttributeError('_ARRAY_API not found')")
+    for name in [n for n in sys.modules if n.split(".")[0] == "openvino"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert engines.choose_engine() != "openvino"
+    assert "cannot be imported (_ARRAY_API not found)" in caplog.text
 
 
 def test_an_openvino_that_cannot_be_imported_whole_is_passed_over(monkeypatch, caplog):

@@ -77,6 +77,9 @@ def test_an_int8_model_replaces_an_older_one_and_nothing_else(quantized, folder,
     with pytest.raises(UserError, match="photos is in the way"):
         quantized.save(tmp_path / "photos", {})
     assert (tmp_path / "photos/1.jpg").exists()
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(UserError, match="link is a link"):
+        quantized.save(tmp_path / "link", {})
     assert not list(tmp_path.glob(".writing-*"))
 
 
@@ -158,8 +161,9 @@ def test_a_damaged_folder_is_one_line(model, folder, damage, message):
 def test_int8_without_images_says_where_it_is_made(model, tmp_path):
     with pytest.raises(UserError, match="run tools/train_net.py --eval-only --optimize int8"):
         optimize_as(model, "int8")
-    with pytest.raises(UserError, match="neither one of f32, bf16, int8 nor the folder"):
-        optimize_as(model, str(tmp_path / "absent"))
+    for how in (str(tmp_path / "absent"), "", "x" * 5000):
+        with pytest.raises(UserError, match="neither one of f32, bf16, int8 nor the folder"):
+            optimize_as(model, how)
 
 
 def test_without_nncf_the_extra_is_named(model, monkeypatch):

@@ -12,7 +12,7 @@ from detectron2.layers import paste_masks_in_image
 from PIL import Image
 
 from resnext_det.deploy.card import Card
-from resnext_det.deploy.pixels import paste_mask, resize
+from resnext_det.deploy.pixels import paste_mask, resize, resized_size
 from resnext_det.deploy.run import ExportedDetector, main
 from resnext_det.errors import UserError
 from tests.deploy.exports import picture
@@ -35,7 +35,7 @@ def test_images_are_resized_as_detectron2_does(size, limits):
     if limits[0]:
         new = ResizeShortestEdge.get_output_shape(*size, *limits)
         expected = ResizeTransform(*size, *new, Image.Resampling.BILINEAR).apply_image(image)
-    np.testing.assert_array_equal(resize(image, *limits), expected)
+    np.testing.assert_array_equal(resize(image, *resized_size(*image.shape[:2], *limits)), expected)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -82,7 +82,8 @@ def test_boxes_come_back_in_pixels_of_the_image_clipped_and_without_empty_ones()
     np.testing.assert_allclose(found["boxes"], [[1, 2, 10, 20], [0, 0, 112.5, 5]])
     np.testing.assert_allclose(found["scores"], [0.9, 0.8], atol=1e-6)
     assert found["class_names"] == ["dog", "cat"] and "masks" not in found
-    assert len(detector_of(outputs)(np.zeros((9, 9, 3), np.uint8), score=0.85)["scores"]) == 1
+    score = np.float32(0.85)
+    assert len(detector_of(outputs)(np.zeros((9, 9, 3), np.uint8), score=score)["scores"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,10 @@ def test_boxes_come_back_in_pixels_of_the_image_clipped_and_without_empty_ones()
         (outputs_of([1, 1, 2, 2], [0.5], [0, 1]), {}, "its outputs have shapes"),
         (outputs_of([1, 1, 2, 2], [0.5], [0]), {"masks": True}, "its outputs have shapes"),
         (outputs_of([], [], [])[:1], {}, "its outputs have shapes"),
+        ([np.zeros((1, 4)), np.ones(1), np.ones(1)], {}, "outputs are float64, float64, float64"),
+        ([np.zeros((1, 4)), np.array(["x"]), np.zeros(1, int)], {}, "outputs are float64, <U1"),
+        (outputs_of([1, 1, 2, 2], [7], [0]), {}, "scores that are not from 0 to 1"),
+        (outputs_of([1, 1, 2, 2], [float("nan")], [0]), {}, "scores that are not from 0 to 1"),
     ],
 )
 def test_outputs_that_are_no_detections_are_refused(outputs, card, message):

@@ -144,6 +144,8 @@ def test_ap_is_compared_task_by_task_and_set_by_set():
     several = compare({"a": before, "b": before}, {"a": after, "b": before})
     assert [row[0] for row in several] == ["a bbox", "a segm", "b bbox", "b segm"]
     assert several[0][3] == 0.5 and several[2][3] == 0
+    before, after = ({"box_proposals": {"AR@100": 9.0, "AR@1000": v}} for v in (60.0, 59.0))
+    assert compare(before, after) == [("box_proposals", 60.0, 59.0, 1.0)]
 
 
 def test_calibration_takes_training_images_as_a_test_does(run):
@@ -160,8 +162,14 @@ def test_calibration_takes_training_images_as_a_test_does(run):
     assert len(set(names)) == 4 and all("shapes_train" in name for name in names)
     assert len(CalibrationImages(cfg, 100)) == 6
     cfg.DATASETS.TRAIN = ()
-    with pytest.raises(UserError, match="DATASETS.TRAIN is empty"):
-        CalibrationImages(cfg, 4)
+    for names, message in (
+        ((), "DATASETS.TRAIN is empty"),
+        (("nonsense",), "dataset nonsense is not registered"),
+        (("coco_2017_train",), "dataset coco_2017_train: .* does not exist"),
+    ):
+        cfg.DATASETS.TRAIN = names
+        with pytest.raises(UserError, match=message):
+            CalibrationImages(cfg, 4)
 
 
 def test_int8_in_several_processes_is_refused(run, tmp_path, capsys, monkeypatch):

@@ -50,7 +50,18 @@ def test_it_measures_all_that_is_asked_for(tmp_path):
         (("--sides", "ours", "MODEL.MASK", 1), "error: unknown config key 'MODEL.MASK'"),
         (("--config", "nothing"), "error: config file 'nothing' does not exist"),
         (("--weights", "absent.pth"), "absent.pth"),
-        (("--json", "absent/b.json"), "error: --json absent/b.json: there is no folder"),
+        (
+            ("--json", "absent/b.json"),
+            "error: --json absent/b.json cannot be written: No such file",
+        ),
+        (("--json", "/proc/b.json"), "error: --json /proc/b.json cannot be written"),
+        (("--json", "b.png", "--png", "./b.png"), "error: --json and --png are both b.png"),
+        (("MODEL.WEIGHTS", "x.pth"), "error: MODEL.WEIGHTS is not the benchmark's: give --weights"),
+        (("MODEL.DEVICE", "cuda"), "error: MODEL.DEVICE is not the benchmark's"),
+        (
+            ("--scope", "whole", "--sides", "onnx-openvino"),
+            "error: --sides onnx-openvino is of backbones alone",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(words, message, tmp_path):

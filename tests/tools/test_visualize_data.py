@@ -171,4 +171,4 @@ def test_the_tool_draws_a_coco_set_of_ones_own(tmp_path):
     assert done.stderr.startswith("error: cannot read image") and done.stderr.count("\n") == 1
     done = run_tool(*words[:-4], "DATASETS.TEST", "('nope',)", datasets=tmp_path, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: no data set is named 'nope'")
+    assert done.stderr.startswith("error: dataset nope is not registered")

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import build_model
+from detectron2.modeling import RetinaNet, build_model
 from torch import Tensor, nn
 
 from ...errors import UserError
@@ -132,6 +132,19 @@ def randomise(model: nn.Module) -> None:
             nn.init.normal_(weight, std=0.3)
         elif name.endswith("bbox_pred.weight"):
             nn.init.normal_(weight, std=0.05)
+    if isinstance(model, RetinaNet):
+        _randomise_head(model.head)
+
+
+def _randomise_head(head: nn.Module) -> None:
+    """RetinaNet's begins with scores of 0.01 for all, of which none is a detection."""
+    for tower in (head.cls_subnet, head.bbox_subnet):
+        for layer in tower.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
+    nn.init.normal_(head.cls_score.weight, std=0.02)
+    nn.init.zeros_(head.cls_score.bias)
+    nn.init.normal_(head.bbox_pred.weight, std=0.005)
 
 
 def randomise_statistics(model: nn.Module) -> None:
@@ -147,6 +160,9 @@ def randomise_statistics(model: nn.Module) -> None:
 
 
 def _read_config(settings: Settings) -> CfgNode:
+    for key, instead in (("MODEL.WEIGHTS", "give --weights FILE"), ("MODEL.DEVICE", "it is cpu")):
+        if key in settings.overrides[::2]:
+            raise UserError(f"{key} is not the benchmark's: {instead}")
     cfg = copy.deepcopy(read_config(settings.config, settings.overrides))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = settings.weights or ""

@@ -41,7 +41,7 @@ def time_parts(networks: Networks) -> dict[str, dict[str, float]]:
     clocks = {title: _Clock(model) for title, model in sides.items()}
     inputs = [{"image": networks.image}]
     calls = {title: (lambda c=clock: c.run(inputs)) for title, clock in clocks.items()}
-    in_turn(calls, settings.repeats, settings.warmup)
+    in_turn(calls, settings.repeats, max(settings.warmup, 1))
     parts = {title: clock.medians(settings.repeats) for title, clock in clocks.items()}
     for clock in clocks.values():
         clock.remove()

@@ -32,7 +32,6 @@ from .sides import Function, Sides
 logger = logging.getLogger(__name__)
 
 _MATRIX_PRODUCT = "matrix product"
-_RECOMPILE_LIMIT = 64
 _PLAIN = (BASELINE, "ours", "torchvision")  # which have nothing to be compiled before
 
 
@@ -43,13 +42,6 @@ def run_benchmark(settings: Settings) -> Report:
         UserError: for a config, weights or an image that cannot be used.
     """
     networks = Networks(settings)
-    # of each piece of code that dynamo compiles: here all sides share it
-    with torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT):
-        return _measure(networks)
-
-
-def _measure(networks: Networks) -> Report:
-    settings = networks.settings
     height, width = networks.image.shape[1:]
     report = Report(settings, describe_machine(), int(height), int(width))
     logger.info("building the networks")

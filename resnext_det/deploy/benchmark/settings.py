@@ -94,6 +94,8 @@ class Settings:
             if name != "all" and name not in TITLES:
                 hint = suggest(name, TITLES) or f": one of {', '.join(TITLES)}, or all"
                 raise UserError(f"--sides {name} is unknown{hint}")
+            if name in BACKBONE_ONLY and "backbone" not in self.scopes:
+                raise UserError(f"--sides {name} is of backbones alone: leave --scope whole out")
 
     def names(self, scope: str) -> list[str]:
         """The sides of a scope, the baseline first."""

@@ -23,9 +23,14 @@ def format_report(report: Report) -> str:
         blocks.append(_parts(report))
     if report.forms:
         blocks.append(_forms(report))
-    missing = {r.title: r.missing for rows in report.rows.values() for r in rows if r.missing}
+    missing = [
+        f"{row.title}, {scope}: {row.missing}"
+        for scope, rows in report.rows.items()
+        for row in rows
+        if row.missing
+    ]
     if missing:
-        blocks.append("\n".join(f"{title}: {reason}" for title, reason in missing.items()))
+        blocks.append("\n".join(missing))
     return "\n\n".join(blocks)
 
 

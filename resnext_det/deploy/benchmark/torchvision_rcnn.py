@@ -139,7 +139,7 @@ def _require(cfg: CfgNode, values: Mapping[str, object]) -> None:
         for name in key.split("."):
             node = node[name]
         if node != value:
-            raise UserError(f"torchvision has no such network: {key} is {node}, not {value}")
+            raise UserError(f"torchvision has no such network: {key} is {node!r}, not {value!r}")
 
 
 def _resnet(cfg: CfgNode) -> nn.Module:
