@@ -230,9 +230,13 @@ def _in_process(job: Job, args: argparse.Namespace) -> None:
     with StopSignals() as args.signals:
         try:
             job(args)
-        except StoppedOutsideTraining as stopped:
-            if comm.get_world_size() == 1:
+        except (StoppedOutsideTraining, Exception) as error:
+            # C++ that calls Python, as OpenVINO's converter does, makes errors of its own of it
+            if not args.signals.ending:
                 raise
+            stopped = StoppedOutsideTraining(args.signals.received)
+            if comm.get_world_size() == 1:
+                raise stopped from error
             if comm.is_main_process():
                 logger.warning("stopped by %s", stopped.signal.name)
             os._exit(128 + stopped.signal)  # the others wait for this process no more

@@ -59,10 +59,12 @@ class StopSignals:
 
     Attributes:
         received: the first one.
+        ending: whether it ends the job.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.ending = False
         self._interrupts = 0
         self._training = False
         self._owner = os.getpid()
@@ -99,6 +101,7 @@ class StopSignals:
         elif os.getpid() != self._owner:  # a data worker, which a terminal signals as well
             os._exit(0)
         elif first:
+            self.ending = True
             raise StoppedOutsideTraining(self.received)
 
     def agreed(self) -> signal.Signals | None:

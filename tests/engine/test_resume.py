@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from resnext_det.engine import argument_parser, run_job
 from resnext_det.engine.record import fingerprint
 from resnext_det.engine.resuming import newest_checkpoint
 from tests.engine.jobs import Run, assert_same_run, final_state
@@ -293,3 +294,15 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_intact(tmp_path):
         assert not list(output.glob(".writing-*"))
     finally:
         os.system(f"umount {output}")
+
+
+def test_a_signal_that_code_in_c_makes_an_error_of_is_a_signal_still(capsys):
+    def job(args):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:  # as bindings do with what a callback raises
+            raise RuntimeError("conversion failed") from error
+
+    args = argument_parser().parse_args(["--config-file", "a", "--eval-only"])
+    assert run_job(job, args) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
