@@ -10,6 +10,7 @@ merged first, so that a bin of 4 x 4 samples reads about 6 x 6 pixels and not 64
 """
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -25,11 +26,17 @@ from torch.autograd.function import once_differentiable
 # pixels that all bins read, some 10 million in a large batch; with more torchvision needs less
 # memory and time
 _MAX_ENTRIES = 2**24
+# without gradients, at a time, so that the memory of one round serves the next
+_BOXES = 256
+_BLOCK = 1024  # pixels
+_memory = threading.local()
 
 
 @dataclasses.dataclass
 class _Axis:
     """Along y or x, the pixels that every bin of every box reads; n bins, at most k pixels each.
+
+    A slice of it is that of some boxes.
 
     Attributes:
         first: (M, n) int64, the first pixel.
@@ -40,6 +47,9 @@ class _Axis:
     first: Tensor
     count: Tensor
     weights: Tensor
+
+    def __getitem__(self, boxes: slice) -> "_Axis":
+        return _Axis(self.first[boxes], self.count[boxes], self.weights[boxes])
 
 
 def _sample_axis(start: Tensor, length: Tensor, size: Tensor, bins: int, grid: Tensor) -> _Axis:
@@ -120,6 +130,26 @@ def _expand(y: _Axis, x: _Axis, base: Tensor, width: Tensor, share: Tensor) -> t
     return pixels, weights.mul_(weight[row]), offsets
 
 
+def _pixels_of(features: Sequence[Tensor], kind: torch.dtype) -> Tensor:
+    """All maps (N, C, H, W) as rows of pixels (sum of N * H * W, C), level by level.
+
+    They stay valid until this thread's next call, which writes to the same memory: to get 80 MB
+    from the system takes longer than to fill them.
+    """
+    channels = features[0].shape[1]
+    count = sum(f.numel() for f in features)
+    memory = getattr(_memory, "rows", None)
+    if memory is None or memory.dtype != kind or len(memory) < count:
+        memory = _memory.rows = torch.empty(count, dtype=kind)
+    rows = memory[:count].view(-1, channels)
+    images = [image.flatten(1).t() for f in features for image in f]
+    for target, image in zip(rows.split([len(i) for i in images]), images, strict=True):
+        # where channels come first, blocks that stay in the cache are twice as fast
+        for some, pixels in zip(target.split(_BLOCK), image.split(_BLOCK), strict=True):
+            some.copy_(pixels)
+    return rows
+
+
 class _WeightedSums(torch.autograd.Function):
     """out[i] = sum of weights[j] * rows[indices[j]] for j in offsets[i] : offsets[i + 1]."""
 
@@ -182,9 +212,10 @@ def roi_align(
     area = shapes.prod(1)
     begin = F.pad((area * features[0].shape[0]).cumsum(0), (1, 0))
     channels = features[0].shape[1]
-    rows = torch.cat([f.permute(0, 2, 3, 1).reshape(-1, channels) for f in features])
+    learns = torch.is_grad_enabled() and any(f.requires_grad for f in features)
     if len(boxes) == 0:
-        return rows.new_zeros(0, channels, *output_size) + 0 * rows.sum()
+        nothing = features[0].new_zeros(0, channels, *output_size)
+        return nothing + 0 * sum(f.sum() for f in features) if learns else nothing
 
     with torch.no_grad():
         scale = torch.tensor(scales, dtype=exact).to(boxes.device)[levels]
@@ -202,11 +233,23 @@ def roi_align(
             return None
         base = begin[levels] + boxes[:, 0].long() * area[levels]
         share = 1 / grid.prod(1).clamp(min=1).to(exact)
-        pixels, weights, offsets = _expand(y, x, base, size[:, 1], share)
-    out = _WeightedSums.apply(rows.to(exact), pixels, weights, offsets)
-    out = out.to(kind).view(len(boxes), *output_size, channels).permute(0, 3, 1, 2)
     is_last = features[0].is_contiguous(memory_format=torch.channels_last)
-    return out if is_last else out.contiguous()
+    layout = torch.channels_last if is_last else torch.contiguous_format
+    whole = (y, x, base, size[:, 1], share)
+    if learns:
+        rows = torch.cat([f.permute(0, 2, 3, 1).reshape(-1, channels) for f in features])
+        with torch.no_grad():
+            entries = _expand(*whole)
+        out = _WeightedSums.apply(rows.to(exact), *entries)
+        out = out.to(kind).view(len(boxes), *output_size, channels).permute(0, 3, 1, 2)
+        return out.contiguous(memory_format=layout)
+    rows = _pixels_of(features, exact)
+    out = torch.empty(len(boxes), channels, *output_size, dtype=kind, memory_format=layout)
+    for start in range(0, len(boxes), _BOXES):
+        some = slice(start, start + _BOXES)
+        bags = _bags(rows, *_expand(*(each[some] for each in whole)))
+        out[some] = bags.view(-1, *output_size, channels).permute(0, 3, 1, 2)
+    return out
 
 
 class FastROIPooler(ROIPooler):
