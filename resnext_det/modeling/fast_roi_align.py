@@ -140,7 +140,8 @@ def _pixels_of(features: Sequence[Tensor], kind: torch.dtype) -> Tensor:
     count = sum(f.numel() for f in features)
     memory = getattr(_memory, "rows", None)
     if memory is None or memory.dtype != kind or len(memory) < count:
-        memory = _memory.rows = torch.empty(count, dtype=kind)
+        with torch.inference_mode(False):  # else it could be used in that mode alone
+            memory = _memory.rows = torch.empty(count, dtype=kind, device="cpu")
     rows = memory[:count].view(-1, channels)
     images = [image.flatten(1).t() for f in features for image in f]
     for target, image in zip(rows.split([len(i) for i in images]), images, strict=True):

@@ -1,6 +1,7 @@
 """Faster layers against torchvision's and Detectron2's own, with random weights and statistics."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -32,7 +33,11 @@ def random_boxes(count):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("ratio", [0, 1, 2])
-def test_roi_align_equals_torchvisions_forward_and_backward(ratio, aligned, memory_format):
+def test_roi_align_equals_torchvisions_forward_and_backward(
+    ratio, aligned, memory_format, monkeypatch
+):
+    monkeypatch.setattr("resnext_det.modeling.fast_roi_align._BOXES", 16)
+    monkeypatch.setattr("resnext_det.modeling.fast_roi_align._BLOCK", 100)
     torch.manual_seed(ratio)
     scales = (1 / 4, 1 / 8, 1 / 16)
     maps = [torch.randn(2, 5, int(SIDE * s), int(SIDE * s) + 3).double() for s in scales]
@@ -50,8 +55,10 @@ def test_roi_align_equals_torchvisions_forward_and_backward(ratio, aligned, memo
             theirs[level].contiguous(), boxes[here], (7, 5), scale, ratio, aligned
         )
         expected = expected.index_put((here.nonzero()[:, 0],), pooled)
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
-    assert out.is_contiguous(memory_format=memory_format)
+    without = roi_align(maps, boxes, levels, (7, 5), scales, ratio, aligned)
+    for each in (out, without):
+        torch.testing.assert_close(each, expected, rtol=0, atol=1e-12)
+        assert each.is_contiguous(memory_format=memory_format)
 
     weights = torch.randn_like(expected)
     (out * weights).sum().backward()
@@ -66,6 +73,26 @@ def test_roi_align_of_no_boxes_is_empty_and_has_gradients_of_zero():
     assert out.shape == (0, 3, 7, 7)
     out.sum().backward()
     assert torch.equal(features.grad, torch.zeros_like(features))
+
+
+def test_what_was_pooled_outlives_other_images_and_threads():
+    generator = torch.Generator().manual_seed(0)
+    sizes = (24, 8, 40, 8, 24, 16)
+    boxes = torch.tensor([[0.0, 4, 4, 30, 28]])
+
+    def pool(feature):
+        return roi_align([feature], boxes, torch.zeros(1).long(), (7, 7), (1 / 4,))
+
+    features = [torch.rand(1, 3, side, side, generator=generator) for side in sizes]
+    with torch.inference_mode():
+        one_by_one = [pool(feature) for feature in features]
+    one_by_one[:3] = [pool(feature) for feature in features[:3]]
+    with ThreadPoolExecutor(3) as threads:
+        at_once = list(threads.map(pool, features * 20))
+    for i, feature in enumerate(features):
+        expected = torchvision.ops.roi_align(feature, boxes, (7, 7), 1 / 4, aligned=True)
+        for found in (one_by_one[i], *at_once[i :: len(features)]):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_boxes_too_large_for_memory_are_left_to_torchvision():
