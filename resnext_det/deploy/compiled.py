@@ -13,6 +13,7 @@ from ..modeling.fast import accelerate
 from .engines import PRECISIONS, Run, choose_engine, compile_part
 from .folding import fold_norms
 from .parts import Call, CompiledPart, Part, PartModule, find_parts, record_calls, strip
+from .winograd import rpn_head_by_winograd
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ def optimize(
 
     Backbone with FPN, RPN head, and box, mask and keypoint heads are compiled with batch norms
     folded into convolutions, for images of any size. Proposals and results are selected by
-    Detectron2's own code in float32, and regions are pooled on all threads.
+    Detectron2's own code in float32, and regions are pooled on all threads. For OpenVINO in float32
+    the RPN head's large maps go through `winograd`.
 
     Args:
         model: a GeneralizedRCNN, RetinaNet or ProposalNetwork on the CPU, C4 or FPN, with this
@@ -54,6 +56,10 @@ def optimize(
     engine = choose_engine(engine)
 
     def build(part: Part, module: PartModule, call: Call) -> Run:
+        # whose threads are one pool that streams would wait for
+        by_winograd = engine == "openvino" and precision == "f32" and streams == 1
+        if by_winograd and (run := rpn_head_by_winograd(module.module)):
+            return run
         return compile_part(
             module, call.inputs, engine=engine, precision=precision, streams=streams
         )

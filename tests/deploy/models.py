@@ -78,3 +78,20 @@ def detections(model, inputs):
     """The instances that a model finds in each image."""
     with torch.no_grad():
         return [output["instances"] for output in model(inputs)]
+
+
+def assert_same(found, expected, pixels=0.01, score=1e-4):
+    """Up to rounding; masks may differ in the pixels where a probability is 0.5."""
+    assert len(expected) > 0
+    assert found.image_size == expected.image_size
+    torch.testing.assert_close(found.pred_classes, expected.pred_classes)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=score)
+    boxes = found.pred_boxes.tensor, expected.pred_boxes.tensor
+    torch.testing.assert_close(*boxes, rtol=0, atol=pixels)
+    if expected.has("pred_masks"):
+        differ = (found.pred_masks != expected.pred_masks).float().mean()
+        assert differ < 1e-3
+    if expected.has("pred_keypoints"):
+        keypoints = found.pred_keypoints, expected.pred_keypoints
+        apart = (keypoints[0] - keypoints[1]).abs() > pixels + 1e-3
+        assert apart.float().mean() < 0.01  # the highest of equal places of a heat map

@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 from resnext_det.deploy import engines, optimize
 from resnext_det.deploy.folding import fold_norms
 from resnext_det.errors import UserError
-from tests.deploy.models import SIZES, detections, detector, images
+from tests.deploy.models import SIZES, assert_same, detections, detector, images
 from tests.helpers import randomise
 
 KINDS = (
@@ -35,23 +35,6 @@ KINDS = (
     "detectron2 fpn",
     "detectron2 mask c4",
 )
-
-
-def assert_same(found, expected, pixels=0.01, score=1e-4):
-    """The issue's tolerances; masks may differ in the pixels where a probability is 0.5."""
-    assert len(expected) > 0
-    assert found.image_size == expected.image_size
-    torch.testing.assert_close(found.pred_classes, expected.pred_classes)
-    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=score)
-    boxes = found.pred_boxes.tensor, expected.pred_boxes.tensor
-    torch.testing.assert_close(*boxes, rtol=0, atol=pixels)
-    if expected.has("pred_masks"):
-        differ = (found.pred_masks != expected.pred_masks).float().mean()
-        assert differ < 1e-3
-    if expected.has("pred_keypoints"):
-        keypoints = found.pred_keypoints, expected.pred_keypoints
-        apart = (keypoints[0] - keypoints[1]).abs() > pixels + 1e-3
-        assert apart.float().mean() < 0.01  # the highest of equal places of a heat map
 
 
 @pytest.mark.parametrize("kind", KINDS)
